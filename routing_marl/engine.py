@@ -1,0 +1,389 @@
+"""The tensor-native routing game: the only place where routes are applied, agents are paid and blocks are trained.
+
+``reset`` draws a minibatch for every parallel episode and encodes it, D calls of ``step`` route it, the last of them
+trains encoder and blocks on the loss of that very pass. PettingZoo, Gymnasium and our own training loop are thin
+views of this class.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from routing_marl.blocks import StackedBlocks
+from routing_marl.config import EngineConfig
+from routing_marl.errors import UserError
+from routing_marl.minibatches import Minibatches, sequential
+from routing_marl.network import MakeNetwork, RoutedNetwork
+from routing_marl.optim import RowAdam
+from routing_marl.protocol import GameSpec, Observation, Trajectory
+from routing_marl.randomness import RandomStream, check_seed
+from routing_marl.rewards import Agreement, final_reward
+from routing_marl.suites import TaskSuite
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+FEATURE_BOUND = 10.0
+"""Features in observations are clipped to this size, so that observation spaces are bounded."""
+
+
+class Batch(NamedTuple):
+    """The instances of one batch of parallel episodes.
+
+    Attributes:
+        image: index into the suite's images.
+        label: class within the task.
+        weight: 1, or 0 for instances that only fill up the batch; None where all count.
+    """
+
+    image: Int[Tensor, "episode task instance"]
+    label: Int[Tensor, "episode task instance"]
+    weight: Float[Tensor, "episode task instance"] | None = None
+
+
+class Outcome(NamedTuple):
+    """How each instance of finished episodes came out.
+
+    Attributes:
+        correct: whether the prediction was right.
+        loss: cross-entropy, in nats.
+    """
+
+    correct: Bool[Tensor, "episode task instance"]
+    loss: Float[Tensor, "episode task instance"]
+
+
+class Step(NamedTuple):
+    """What one routing step gave.
+
+    Attributes:
+        observation: what agents see next.
+        final_reward: +1 right, -1 wrong, averaged over the decision's instances; 0 before the last depth.
+        collaboration_reward: ``rho`` times the agreement of the action.
+        illegal: True where the action was not legal and another one took its place.
+        terminated: whether this was the last depth.
+        outcome: per instance, at the last depth; None before.
+    """
+
+    observation: Observation
+    final_reward: Float[Tensor, "episode task"]
+    collaboration_reward: Float[Tensor, "episode task"]
+    illegal: Bool[Tensor, "episode task"]
+    terminated: bool
+    outcome: Outcome | None
+
+    @property
+    def reward(self) -> Float[Tensor, "episode task"]:
+        """What each agent is paid for this step."""
+        return self.final_reward + self.collaboration_reward
+
+
+class _Play:
+    """An episode under way."""
+
+    def __init__(self, batch: Batch, v: Tensor, learning: bool) -> None:
+        self.batch = batch
+        self.v = v
+        self.learning = learning
+        self.stopped: Bool[Tensor, "episode task"] | None = None
+        self.actions: list[Tensor] = []
+        self.rewards: list[Tensor] = []
+        self.masks: list[Tensor] = []
+        self.active: list[Tensor] = []
+        self.features: list[Tensor] = []
+
+
+class RoutingEngine:
+    """A suite, a routed network, its optimizers, and the rules of the game.
+
+    Nothing is drawn before the first ``reset``: without a seed, a clone made before it (by copy, pickle or
+    cloudpickle) becomes another game, one made after it goes on as its twin would. Clones share the images when made
+    by copy. A clone made in the middle of an episode begins with a reset.
+
+    Args:
+        suite: the tasks; moved to ``device``.
+        make_network: builds the network for a suite; called with torch's generator seeded.
+        config: how the game is played and how blocks learn.
+        features: whether observations hold the pooled representation.
+        device: where everything lives.
+        seed: of the weights and of the data order; None for fresh entropy at the first reset.
+    """
+
+    def __init__(
+        self,
+        suite: TaskSuite,
+        make_network: MakeNetwork,
+        config: EngineConfig = EngineConfig(),  # noqa: B008 (frozen)
+        *,
+        features: bool = False,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.suite = suite.to(self.device)
+        self.config = config
+        self._make_network = make_network
+        self._seed = check_seed(seed)
+        self._play: _Play | None = None
+        self._started = False
+        self._build(seed=0)
+        self._feature_sizes = [shape[0] for shape in self.network.shapes]
+        self.spec = GameSpec(
+            legal=self.network.legal,
+            n_tasks=suite.n_tasks,
+            n_features=max(self._feature_sizes) if features else 0,
+            device=self.device,
+        )
+
+    # -- the game ----------------------------------------------------------------------------------------------------
+
+    def start(self, seed: int | None = None, *, keep_blocks: bool = False) -> None:
+        """Begins the game anew: weights, optimizers, data order and running averages, all from the seed.
+
+        Args:
+            seed: None for fresh entropy.
+            keep_blocks: only the data order begins anew; what was learned stays.
+        """
+        stream = RandomStream(check_seed(seed))
+        network_seed, *order_seeds = torch.randint(2**62, (4,), generator=stream.generator).tolist()
+        self._started = True
+        self._play = None
+        if not keep_blocks:
+            self._build(network_seed)
+        self._streams = {name: RandomStream(s) for name, s in zip(SPLITS, order_seeds, strict=True)}
+        self._minibatches = {}
+
+    def reset(self, split: SplitName = "train", batch: Batch | None = None) -> Observation:
+        """Draws the next minibatch of a split and encodes it.
+
+        Args:
+            split: blocks learn on ``train`` only; on the others the network is in evaluation mode, and playing
+                changes nothing but the position in that split's data order.
+            batch: the instances to play, instead of the next minibatch.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+        if not self._started:
+            self.start(self._seed)
+        batch = batch or Batch(*self._order(split).draw())
+        learning = split == "train"
+        self.network.train(learning)
+        with self._computing(learning):
+            v = self.network.encode(self.suite.images[batch.image])
+        self._play = _Play(batch, v, learning)
+        if self.network.stop_action is not None:
+            self._play.stopped = torch.zeros(v.shape[:2], dtype=torch.bool, device=self.device)
+        return self._observe(self._play)
+
+    def step(
+        self,
+        actions: Int[Tensor, "episode task"],
+        reported: Float[Tensor, "episode task action"] | None = None,
+    ) -> Step:
+        """Routes all episodes one depth further; after the last depth the blocks have learned.
+
+        Args:
+            actions: 0 to ``n_actions - 1``. An illegal one acts as PASS, or as the first legal action where PASS is
+                illegal.
+            reported: the agents' own probabilities, where ``agreement`` is "reported".
+        """
+        play = self._playing()
+        if reported is None and self.config.agreement == "reported":
+            raise UserError("agreement is 'reported', but no probabilities were given; step needs `reported`")
+        depth = len(play.actions)
+        mask = self._mask(play)
+        with self._computing(play.learning):
+            choice = (
+                actions.long().clone()
+            )  # a client's inference tensor could not be kept for the backward pass
+            legal = mask.gather(-1, choice[..., None])[..., 0]
+            passing = torch.full_like(choice, self.network.pass_action)
+            substitute = torch.where(mask[..., self.network.pass_action], passing, mask.int().argmax(-1))
+            action = torch.where(legal, choice, substitute)
+            active = None
+            if play.stopped is not None:
+                active = ~play.stopped
+                play.active.append(active)
+                play.stopped = play.stopped | (action == self.network.stop_action)
+            play.v = self.network.route(depth, play.v, action)
+            if play.learning:
+                self._agreement.record(depth, action, active)
+            agreement = self._agreement(
+                depth, action, reported if self.config.agreement == "reported" else None
+            )
+            collaboration = self.config.rho * (agreement if active is None else agreement * active)
+            play.actions.append(action)
+            play.masks.append(mask)
+            outcome = self._finish(play) if depth + 1 == self.spec.n_depths else None
+            final = torch.zeros_like(collaboration) if outcome is None else final_reward(outcome.correct)
+            play.rewards.append(collaboration + final)
+        return Step(self._observe(play), final, collaboration, ~legal, outcome is not None, outcome)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The episodes that have just finished, for the agents to learn from."""
+        play = self._playing(finished=True)
+        shape = (self.spec.n_depths, *play.actions[0].shape)
+        fixed = play.stopped is None
+        legal = self.spec.legal[:, None, None].expand(*shape, -1)
+        return Trajectory(
+            actions=torch.stack(play.actions),
+            rewards=torch.stack(play.rewards),
+            masks=legal if fixed else torch.stack(play.masks),
+            active=self.spec.legal.new_ones(()).expand(shape) if fixed else torch.stack(play.active),
+            features=torch.stack(play.features[:-1]) if play.features else None,
+        )
+
+    @property
+    def batch(self) -> Batch:
+        """The instances of the episodes under way or just finished."""
+        return self._playing(finished=None).batch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the training data that the game is in, from 0."""
+        return self._order("train").epoch if self._started else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch: until the largest task has been seen once."""
+        width = self.config.episodes * self.config.instances
+        return -(-max(self.suite.train.sizes) // width)
+
+    def batches(self, split: SplitName, max_images: int = 4000) -> Iterator[Batch]:
+        """Every instance of a split once, in large batches, for evaluation; decisions as in training."""
+        for parts in sequential(self.suite.split(split), self.config.instances, max_images):
+            yield Batch(*parts)
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the game depends on, between two episodes. Starts the game if it has not."""
+        if not self._started:
+            self.start(self._seed)
+        return {
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "agreement": self._agreement.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
+            "orders": {name: order.state_dict() for name, order in self._minibatches.items()},
+            "updates": self.updates,
+            "failed_at": self.failed_at,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on, to the bit, from where ``state_dict`` was taken by a game of the same making."""
+        self.start(0)
+        self.network.load_state_dict(state["network"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self._agreement.load_state_dict(state["agreement"])
+        for name, stream in self._streams.items():
+            stream.load_state_dict(state["streams"][name])
+        for name, saved in state["orders"].items():
+            self._order(name).load_state_dict(saved)
+        self.updates = state["updates"]
+        self.failed_at = state["failed_at"].to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_play": None}  # a graph under way can't be copied
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _build(self, seed: int) -> None:
+        """Network, optimizers and running averages from a seed, without a trace in torch's global generator."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.network: RoutedNetwork = self._make_network(self.suite).to(self.device)
+        stacked = [
+            parameter
+            for layer in self.network.modules()
+            if isinstance(layer, StackedBlocks)
+            for parameter in layer.parameters()
+        ]
+        known = {id(parameter) for parameter in stacked}
+        dense = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        self._optimizers: list[torch.optim.Optimizer] = []
+        if dense:
+            self._optimizers.append(torch.optim.Adam(dense, lr=self.config.lr, fused=True))
+        if stacked:
+            self._optimizers.append(RowAdam(stacked, lr=self.config.lr))
+        self._agreement = Agreement(
+            self.network.legal, self.suite.n_tasks, self.config.episodes, self.config.history
+        )
+        self._minibatches: dict[str, Minibatches] = {}
+        self.updates = 0
+        """Number of updates of the blocks so far."""
+        self.failed_at = torch.full((), -1, device=self.device)
+        """The first update whose loss was not finite; -1 while all were. A tensor: reading it waits."""
+
+    def _order(self, split: SplitName) -> Minibatches:
+        if split not in self._minibatches:
+            self._minibatches[split] = Minibatches(
+                self.suite.split(split), self.config.episodes, self.config.instances, self._streams[split]
+            )
+        return self._minibatches[split]
+
+    def _playing(self, *, finished: bool | None = False) -> _Play:
+        if self._play is None:
+            raise UserError("no episode is under way; call reset first")
+        if finished is not None and finished != (len(self._play.actions) == self.spec.n_depths):
+            done, wanted = ("running", "play it to the end") if finished else ("over", "call reset first")
+            raise UserError(f"the episode is {done}; {wanted}")
+        return self._play
+
+    def _mask(self, play: _Play) -> Bool[Tensor, "episode task action"]:
+        depth = min(len(play.actions), self.spec.n_depths - 1)
+        legal = self.spec.legal[depth].expand(*play.v.shape[:2], -1)
+        if play.stopped is None:
+            return legal
+        only_stop = torch.arange(self.spec.n_actions, device=self.device) == self.network.stop_action
+        return torch.where(play.stopped[..., None], only_stop, legal)
+
+    def _observe(self, play: _Play) -> Observation:
+        features = None
+        if self.spec.n_features:
+            pooled = (
+                play.v.detach().float().flatten(4).mean(-1) if play.v.dim() > 4 else play.v.detach().float()
+            )
+            pooled = pooled.mean(2).clamp(-FEATURE_BOUND, FEATURE_BOUND)
+            features = nn.functional.pad(pooled, (0, self.spec.n_features - pooled.shape[-1]))
+            play.features.append(features)
+        return Observation(len(play.actions), self._mask(play), features)
+
+    def _finish(self, play: _Play) -> Outcome:
+        logits, label = self.network.logits(play.v), play.batch.label
+        loss = nn.functional.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none")
+        if play.learning:
+            self._update(loss.mean())
+        play.v = play.v.detach()
+        return Outcome(logits.detach().argmax(-1) == label, loss.detach().view(label.shape))
+
+    def _update(self, loss: Tensor) -> None:
+        cuts = self.epoch // self.config.lr_decay_epochs if self.config.lr_decay_epochs else 0
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.lr * self.config.lr_decay**cuts
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self._optimizers:
+            optimizer.step()
+        failed = (self.failed_at < 0) & ~loss.detach().isfinite()
+        self.failed_at = torch.where(failed, self.updates, self.failed_at)
+        self.updates += 1
+
+    @contextmanager
+    def _computing(self, learning: bool) -> Iterator[None]:
+        """Gradients as the game needs them, whatever mode the caller is in, and autocast where asked for."""
+        bf16 = self.config.precision == "bf16"
+        # A client may collect its rollouts in inference mode; blocks learn all the same.
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(learning),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
+        ):
+            yield

@@ -1,0 +1,140 @@
+"""Adam (Kingma and Ba, arXiv 1412.6980) that touches only the blocks that were taken."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam over stacked blocks: one row of a parameter is one block, with moments and a step count of its own.
+
+    Only the rows named by a gradient that is sparse over its first axis change; the others, and their state, stay as
+    they are to the bit. So each block behaves as if it were a module with its own ``torch.optim.Adam``, skipped while
+    it has no gradient. (``torch.optim.SparseAdam`` counts one step for all rows, and waits for the device.)
+
+    Args:
+        params: stacked parameters ``[N + 1, ...]``; the last row is scratch (see ``StackedBlocks``).
+        lr: learning rate.
+        betas: decay of the first and the second moment.
+        eps: added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+        self._views: dict[nn.Parameter, list[tuple[Tensor, ...]]] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates the rows that have a gradient. ``closure`` is not used."""
+        for group in self.param_groups:
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            for parameter in with_gradient:
+                if not self.state[parameter]:
+                    self.state[parameter] = {
+                        "step": torch.zeros(len(parameter), device=parameter.device),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+            if all(p.device.type == "cpu" for p in with_gradient):
+                self._update_views(with_gradient, group)
+            else:
+                for parameter in with_gradient:
+                    _update_gathered(parameter, self.state[parameter], group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores moments and step counts."""
+        super().load_state_dict(state_dict)
+        self._views.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_views": {}}
+
+    def _update_views(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """On the CPU: one call of torch's fused kernel on views of the rows, a tenth of the time of gathering them."""
+        rows: list[tuple[Tensor, ...]] = []
+        gradients: list[Tensor] = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if parameter not in self._views:
+                columns = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
+                self._views[parameter] = list(zip(*(c.unbind(0) for c in columns), strict=True))
+            views, scratch = self._views[parameter], len(parameter) - 1
+            assert parameter.grad is not None
+            sums: dict[int, Tensor] = {}
+            entries = parameter.grad._values().unbind(0)
+            for row, entry in zip(parameter.grad._indices()[0].tolist(), entries, strict=True):
+                if row in sums:
+                    sums[row].add_(entry)
+                elif row != scratch:
+                    sums[row] = entry
+            taken = list(sums)
+            if taken:
+                state["step"][taken] += 1
+            rows += [views[row] for row in taken]
+            gradients += sums.values()
+        if rows:
+            params, first, second, steps = (list(column) for column in zip(*rows, strict=True))
+            torch._fused_adam_(
+                params,
+                gradients,
+                first,
+                second,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=0.0,
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+def sum_rows(
+    index: Int[Tensor, " entry"], values: Float[Tensor, "entry *shape"], n_rows: int
+) -> tuple[Int[Tensor, " row"], Float[Tensor, "row *shape"]]:
+    """Adds up the entries of equal index, in shapes that do not depend on the indices (so nobody has to wait).
+
+    Returns:
+        The indices, each once, then ``n_rows - 1`` for what is left over; and the sums, zero for what is left over.
+    """
+    ordered, order = index.sort(stable=True)
+    slot = torch.zeros_like(ordered)
+    slot[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+    size = min(len(index), n_rows)
+    rows = index.new_full((size,), n_rows - 1).scatter_(0, slot, ordered)
+    sums = values.new_zeros((size, *values.shape[1:]))
+    # index_add_ takes the entries in their own order: the slots are put back into it rather than the values moved.
+    return rows, sums.index_add_(0, torch.empty_like(slot).scatter_(0, order, slot), values)
+
+
+def _update_gathered(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """Elsewhere: gather, update, scatter, without knowing the rows on the host."""
+    assert parameter.grad is not None
+    rows, gradient = sum_rows(parameter.grad._indices()[0], parameter.grad._values(), len(parameter))
+    beta1, beta2 = group["betas"]
+    per_row = (-1, *[1] * (parameter.dim() - 1))
+    step = state["step"].index_select(0, rows) + 1
+    first = state["exp_avg"].index_select(0, rows).lerp_(gradient, 1 - beta1)
+    second = state["exp_avg_sq"].index_select(0, rows).mul_(beta2)
+    second.addcmul_(gradient, gradient, value=1 - beta2)
+    scale = second.div((1 - beta2**step).view(per_row)).sqrt_().add_(group["eps"])
+    change = first / scale * (group["lr"] / (1 - beta1**step)).view(per_row)
+    for target, new in (
+        (state["step"], step),
+        (state["exp_avg"], first),
+        (state["exp_avg_sq"], second),
+        (parameter, parameter.index_select(0, rows) - change),
+    ):
+        target.index_copy_(0, rows, new)
