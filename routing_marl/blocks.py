@@ -55,7 +55,7 @@ def routed_layer(blocks: Sequence[nn.Module], *, idle: bool) -> RoutedLayer:
         raise UserError("a routed layer has 0 blocks; it needs at least 1")
     if len(blocks) == 1 and not idle:
         return SharedBlock(blocks[0])
-    if all(_alike(blocks[0], block) for block in blocks[1:]) and not list(blocks[0].buffers()):
+    if _stackable(blocks):
         return StackedBlocks(blocks, idle=idle)
     return LoopedBlocks(blocks)
 
@@ -73,7 +73,7 @@ class SharedBlock(RoutedLayer):
     ) -> Float[Tensor, "decision instance *out"]:
         """Applies the block; ``block`` is 0 everywhere."""
         out: Tensor = self.block(x.flatten(0, 1))
-        return out.unflatten(0, x.shape[:2])
+        return out.view(*x.shape[:2], *out.shape[1:])
 
 
 class LoopedBlocks(RoutedLayer):
@@ -91,7 +91,7 @@ class LoopedBlocks(RoutedLayer):
         block = block.clamp(max=self.n_blocks)
         order = block.argsort(stable=True)
         counts = block.bincount(minlength=self.n_blocks + 1).tolist()
-        *shares, idle = x[order].split(counts)
+        *shares, idle = torch.split(x[order], counts)
         out = [
             module(share.flatten(0, 1)).unflatten(0, share.shape[:2])
             for module, share in zip(self.blocks, shares, strict=True)
@@ -120,7 +120,7 @@ class StackedBlocks(RoutedLayer):
         for name in self._names:
             rows = [state[name].detach() for state in states]
             stacked = nn.Parameter(torch.stack([*rows, torch.zeros_like(rows[0])]))
-            self.register_parameter(name.replace(".", "_"), stacked)
+            self.register_parameter(_slot(name), stacked)
         # In a tuple, so that the template's own (meta) parameters are not this module's.
         self._template = (copy.deepcopy(blocks[0]).to("meta"),)
 
@@ -133,7 +133,7 @@ class StackedBlocks(RoutedLayer):
         """Views of one block's parameters, under the names that they had in the block."""
         if not 0 <= block < self.n_blocks:
             raise UserError(f"block is {block}; this layer has blocks 0 to {self.n_blocks - 1}")
-        return {name: getattr(self, name.replace(".", "_"))[block] for name in self._names}
+        return {name: getattr(self, _slot(name))[block] for name in self._names}
 
     def forward(
         self, x: Float[Tensor, "decision instance *features"], block: Int[Tensor, " decision"]
@@ -158,10 +158,13 @@ class StackedBlocks(RoutedLayer):
         return out
 
     def _blocks_of(self, x: Tensor, rows: Tensor) -> Tensor:
-        parameters = {
-            name: _TakeRows.apply(getattr(self, name.replace(".", "_")), rows) for name in self._names
-        }
+        parameters = {name: _TakeRows.apply(getattr(self, _slot(name)), rows) for name in self._names}
         return _batched(self._template[0])(parameters, x)
+
+
+def _slot(name: str) -> str:
+    """Where a block's parameter is kept: names in a module have no dots, and ``a.b`` must not meet ``a_b``."""
+    return name.replace(".", "/")
 
 
 class _TakeRows(torch.autograd.Function):
@@ -174,7 +177,7 @@ class _TakeRows(torch.autograd.Function):
         return weight.index_select(0, rows)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
         # Without the check of invariants, which would wait for the device.
@@ -227,6 +230,17 @@ def _linear(parameters: Parameters, prefix: str, x: Tensor) -> Tensor:
     return out.mT.reshape(*x.shape[:-1], out.shape[1])
 
 
+def _stackable(blocks: Sequence[nn.Module]) -> bool:
+    """Whether the blocks are alike, have no buffers, and all their parameters are trained and no other block's."""
+    parameters = [p for block in blocks for p in block.parameters()]
+    return (
+        all(_alike(blocks[0], block) for block in blocks[1:])
+        and not list(blocks[0].buffers())
+        and all(p.requires_grad for p in parameters)
+        and len(set(map(id, parameters))) == len(parameters)
+    )
+
+
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules differ in nothing but the values of their parameters."""
     shapes = [[(name, p.shape, p.dtype) for name, p in block.named_parameters()] for block in (one, other)]
@@ -234,9 +248,7 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
     return (
         shapes[0] == shapes[1]
         and len(ours) == len(theirs)
-        and all(
-            type(a) is type(b) and _settings(a) == _settings(b) for a, b in zip(ours, theirs, strict=True)
-        )
+        and all(type(a) is type(b) and _settings(a) == _settings(b) for a, b in zip(ours, theirs, strict=True))
     )
 
 

@@ -1,8 +1,11 @@
 """Settings: frozen dataclasses that become the command line. No torch in here, so that ``--help`` is instant."""
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from routing_marl.errors import UserError
 
@@ -15,11 +18,19 @@ def require(condition: bool, name: str, value: object, right: str) -> None:
         raise UserError(f"{name} is {value!r}; {right}")
 
 
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _among(name: str, value: object, choices: tuple[str, ...]) -> None:
+    require(value in choices, name, value, f"it must be one of {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """How the game is played and how its blocks learn."""
 
-    instances: int = 1
+    instances: int = 8
     """Instances B that share one decision of an agent."""
     episodes: int = 1
     """Parallel episodes E of one update."""
@@ -42,13 +53,9 @@ class EngineConfig:
         """Checks every setting."""
         for name in ("instances", "episodes", "history"):
             value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= 1, name, value, "it must be a whole number of at least 1"
-            )
+            require(isinstance(value, int) and value >= 1, name, value, "it must be a whole number of at least 1")
         require(_finite(self.rho) and 0 <= self.rho <= 1, "rho", self.rho, "it must lie in [0, 1]")
-        require(
-            _finite(self.lr) and self.lr >= 0, "lr", self.lr, "a learning rate must be finite and at least 0"
-        )
+        require(_finite(self.lr) and self.lr >= 0, "lr", self.lr, "a learning rate must be finite and at least 0")
         require(
             _finite(self.lr_decay) and 0 < self.lr_decay <= 1,
             "lr-decay",
@@ -65,9 +72,104 @@ class EngineConfig:
         _among("precision", self.precision, ("fp32", "bf16"))
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+@dataclass(frozen=True)
+class AgentConfig:
+    """Settings of the agents; what is not given keeps the method's own default (``routing-marl methods``)."""
+
+    gamma: float | None = None
+    """Discount of later rewards, in [0, 1]."""
+    policy_rate: float | None = None
+    """Learning rate of the policy (wpl, wpl_original, policy_gradient)."""
+    return_rate: float | None = None
+    """Learning rate of the expected returns (wpl, wpl_original)."""
+    advantage: Literal["sampled", "averaged"] | None = None
+    """What moves the policy: the action taken, or all at once (wpl, wpl_original)."""
+    projection: Literal["clip", "euclidean"] | None = None
+    """How a policy gets back onto the simplex (wpl, wpl_original)."""
+    floor: float | None = None
+    """Least probability of a legal action (wpl, wpl_original)."""
+    alpha: float | None = None
+    """Learning rate of the values (q_learning)."""
+    epsilon_start: float | None = None
+    """Share of random actions at the start (q_learning)."""
+    epsilon_end: float | None = None
+    """Share of random actions in the end (q_learning)."""
+    epsilon_steps: int | None = None
+    """Updates from the first to the last share (q_learning)."""
+    baseline_rate: float | None = None
+    """Learning rate of the baseline (policy_gradient)."""
+    entropy: float | None = None
+    """Weight of the entropy bonus (policy_gradient)."""
+
+    def given(self) -> dict[str, object]:
+        """The settings that were given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def _among(name: str, value: object, choices: tuple[str, ...]) -> None:
-    require(value in choices, name, value, f"it must be one of {', '.join(choices)}")
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The routed layers (routing-all-fc)."""
+
+    blocks: int | None = None
+    """Function blocks per routed layer; by default one per task."""
+    depth: int = 3
+    """Routed layers."""
+    hidden: int = 128
+    """Width of the routed layers."""
+    recursive: bool = False
+    """One set of blocks that all depths share, instead of one set per depth."""
+    allow_pass: bool = True
+    """Whether agents may skip a layer whose shapes allow it (PASS)."""
+    allow_stop: bool = False
+    """Whether agents may end their route early (STOP; recursive only)."""
+
+    def __post_init__(self) -> None:
+        """Checks every setting."""
+        for name in ("depth", "hidden"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, value, "it must be a whole number of at least 1")
+        blocks = self.blocks
+        require(blocks is None or blocks >= 1, "blocks", blocks, "it must be a whole number of at least 1")
+        require(not self.allow_stop or self.recursive, "allow-stop", self.allow_stop, "STOP needs --recursive")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a method on a suite from a seed."""
+
+    method: str = "wpl"
+    suite: str = "digits"
+    seed: int = 0
+    epochs: int = 10
+    validation: float | None = None
+    full_test: bool = False
+    engine: EngineConfig = EngineConfig()
+    network: NetworkConfig = NetworkConfig()
+    agent: AgentConfig = AgentConfig()
+    data_dir: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks what does not need the suite."""
+        require(0 <= self.seed < 2**63, "seed", self.seed, "it must be a whole number from 0 to 2**63 - 1")
+        require(self.epochs >= 1, "epochs", self.epochs, "it must be a whole number of at least 1")
+        _among("device", self.device.split(":")[0], ("auto", "cpu", "cuda"))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers that come out, as plain values: all but the data's place and the device."""
+        plain = asdict(self)
+        del plain["data_dir"], plain["device"]
+        return plain
+
+    @classmethod
+    def from_identity(cls, plain: dict[str, Any], data_dir: str | None = None, device: str = "auto") -> "RunConfig":
+        """The configuration that has this identity."""
+        parts = {"engine": EngineConfig, "network": NetworkConfig, "agent": AgentConfig}
+        built = {name: part(**plain[name]) for name, part in parts.items()}
+        return cls(**{**plain, **built}, data_dir=data_dir, device=device)
+
+    @property
+    def name(self) -> str:
+        """A short name for files, unlike that of any run of other settings."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{Path(self.suite).stem}-{self.method}-{self.seed}-{digest}"

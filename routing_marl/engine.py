@@ -67,6 +67,7 @@ class Step(NamedTuple):
         illegal: True where the action was not legal and another one took its place.
         terminated: whether this was the last depth.
         outcome: per instance, at the last depth; None before.
+        action: what was done (an illegal choice stands here as what it was replaced by).
     """
 
     observation: Observation
@@ -75,6 +76,7 @@ class Step(NamedTuple):
     illegal: Bool[Tensor, "episode task"]
     terminated: bool
     outcome: Outcome | None
+    action: Int[Tensor, "episode task"]
 
     @property
     def reward(self) -> Float[Tensor, "episode task"]:
@@ -130,6 +132,8 @@ class RoutingEngine:
         self._seed = check_seed(seed)
         self._play: _Play | None = None
         self._started = False
+        self._streams: dict[str, RandomStream] = {}
+        self._minibatches: dict[str, Minibatches] = {}
         self._build(seed=0)
         self._feature_sizes = [shape[0] for shape in self.network.shapes]
         self.spec = GameSpec(
@@ -197,9 +201,7 @@ class RoutingEngine:
         depth = len(play.actions)
         mask = self._mask(play)
         with self._computing(play.learning):
-            choice = (
-                actions.long().clone()
-            )  # a client's inference tensor could not be kept for the backward pass
+            choice = actions.long().clone()  # a client's inference tensor could not be kept for the backward pass
             legal = mask.gather(-1, choice[..., None])[..., 0]
             passing = torch.full_like(choice, self.network.pass_action)
             substitute = torch.where(mask[..., self.network.pass_action], passing, mask.int().argmax(-1))
@@ -212,16 +214,14 @@ class RoutingEngine:
             play.v = self.network.route(depth, play.v, action)
             if play.learning:
                 self._agreement.record(depth, action, active)
-            agreement = self._agreement(
-                depth, action, reported if self.config.agreement == "reported" else None
-            )
+            agreement = self._agreement(depth, action, reported if self.config.agreement == "reported" else None)
             collaboration = self.config.rho * (agreement if active is None else agreement * active)
             play.actions.append(action)
             play.masks.append(mask)
             outcome = self._finish(play) if depth + 1 == self.spec.n_depths else None
             final = torch.zeros_like(collaboration) if outcome is None else final_reward(outcome.correct)
             play.rewards.append(collaboration + final)
-        return Step(self._observe(play), final, collaboration, ~legal, outcome is not None, outcome)
+        return Step(self._observe(play), final, collaboration, ~legal, outcome is not None, outcome, action)
 
     @property
     def trajectory(self) -> Trajectory:
@@ -312,10 +312,7 @@ class RoutingEngine:
             self._optimizers.append(torch.optim.Adam(dense, lr=self.config.lr, fused=True))
         if stacked:
             self._optimizers.append(RowAdam(stacked, lr=self.config.lr))
-        self._agreement = Agreement(
-            self.network.legal, self.suite.n_tasks, self.config.episodes, self.config.history
-        )
-        self._minibatches: dict[str, Minibatches] = {}
+        self._agreement = Agreement(self.network.legal, self.suite.n_tasks, self.config.history)
         self.updates = 0
         """Number of updates of the blocks so far."""
         self.failed_at = torch.full((), -1, device=self.device)
@@ -347,9 +344,7 @@ class RoutingEngine:
     def _observe(self, play: _Play) -> Observation:
         features = None
         if self.spec.n_features:
-            pooled = (
-                play.v.detach().float().flatten(4).mean(-1) if play.v.dim() > 4 else play.v.detach().float()
-            )
+            pooled = play.v.detach().float().flatten(4).mean(-1) if play.v.dim() > 4 else play.v.detach().float()
             pooled = pooled.mean(2).clamp(-FEATURE_BOUND, FEATURE_BOUND)
             features = nn.functional.pad(pooled, (0, self.spec.n_features - pooled.shape[-1]))
             play.features.append(features)

@@ -38,7 +38,7 @@ class SimpleConvNet(nn.Sequential):
             layers.append(nn.ReLU())
             channels = n_filters
         super().__init__(*layers, nn.Flatten())
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
 
 class RoutedNetwork(nn.Module):
@@ -63,6 +63,9 @@ class RoutedNetwork(nn.Module):
     """
 
     legal: Bool[Tensor, "depth action"]
+    _scale: Float[Tensor, " channel"]
+    _shift: Float[Tensor, " channel"]
+    _class_penalty: Float[Tensor, "task class_"] | None
 
     def __init__(
         self,
@@ -79,9 +82,7 @@ class RoutedNetwork(nn.Module):
         if not layers:
             raise UserError("the network has 0 routed layers; it needs at least 1")
         if n_depths is not None and len(layers) != 1:
-            raise UserError(
-                f"n_depths is for a recursive network, of 1 layer; this one has {len(layers)} layers"
-            )
+            raise UserError(f"n_depths is for a recursive network, of 1 layer; this one has {len(layers)} layers")
         if n_depths is not None and n_depths < 1:
             raise UserError(f"n_depths is {n_depths}; a recursive network needs at least 1")
         if allow_stop and n_depths is None:
@@ -99,9 +100,10 @@ class RoutedNetwork(nn.Module):
         height, width, channels = suite.image_shape
         widest = max(len(blocks) for blocks in layers)
         self.pass_action, self.stop_action = widest, widest + 1 if allow_stop else None
-        self.shapes = [_output_shape(encoder, (channels, height, width))]
-        if self.shapes[0] is None:
+        encoded = _output_shape(encoder, (channels, height, width))
+        if encoded is None:
             raise UserError(f"the encoder does not take images of shape {[channels, height, width]}")
+        self.shapes = [encoded]
         legal = torch.zeros(self.n_depths, widest + 1 + allow_stop, dtype=torch.bool)
         for depth in range(self.n_depths):
             shape = self.shapes[-1]
@@ -117,10 +119,7 @@ class RoutedNetwork(nn.Module):
             for depth in range(self.n_depths):
                 legal[depth, -1] = len(set(self.shapes[depth:])) == 1
         self.register_buffer("legal", legal, persistent=False)
-        idle = [
-            bool(legal[d, self.pass_action] or legal[: d + 1, widest + 1 :].any())
-            for d in range(self.n_depths)
-        ]
+        idle = [bool(legal[d, self.pass_action] or legal[: d + 1, widest + 1 :].any()) for d in range(self.n_depths)]
         self.layers = nn.ModuleList(
             routed_layer(blocks, idle=any(idle) if self._recursive else idle[depth])
             for depth, blocks in enumerate(layers)
@@ -140,19 +139,22 @@ class RoutedNetwork(nn.Module):
         x = images.flatten(0, 2).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
         x = x.to(self._scale.dtype) * self._scale.view(-1, 1, 1) + self._shift.view(-1, 1, 1)
         out: Tensor = self.encoder(x)
-        return out.unflatten(0, images.shape[:3])
+        return out.view(*images.shape[:3], *out.shape[1:])
 
-    def route(self, depth: int, v: Representation, action: Int[Tensor, "episode task"]) -> Representation:
+    def route(
+        self, depth: int, v: Representation, action: Int[Tensor, "episode task"]
+    ) -> Float[Tensor, "episode task instance *out"]:
         """``v_{depth + 1}``: each (episode, task) sends its instances through the block of its action."""
         out: Tensor = self.layers[self._layer(depth)](v.flatten(0, 1), action.flatten())
-        return out.unflatten(0, v.shape[:2])
+        return out.view(*v.shape[:2], *out.shape[1:])
 
-    def logits(self, v: Representation) -> Float[Tensor, "episode task instance class"]:
+    def logits(self, v: Representation) -> Float[Tensor, "episode task instance class_"]:
         """Reads the last representation out; logits of classes that a task doesn't have are minus infinity."""
-        out: Tensor = self.readout(v.flatten(0, 2)).unflatten(0, v.shape[:3]).float()
+        out: Tensor = self.readout(v.flatten(0, 2)).float()
+        out = out.view(*v.shape[:3], -1)
         return out if self._class_penalty is None else out + self._class_penalty[:, None]
 
-    def forward(self, images: Images, routes: Routes) -> Float[Tensor, "episode task instance class"]:
+    def forward(self, images: Images, routes: Routes) -> Float[Tensor, "episode task instance class_"]:
         """Algorithm 1: encodes the images and applies the routes, depth by depth."""
         v = self.encode(images)
         for depth, action in enumerate(routes):
@@ -191,9 +193,7 @@ def routing_all_fc(
     if depth < 1 or hidden < 1:
         raise UserError(f"depth is {depth} and hidden {hidden}; both must be at least 1")
     if len(counts) != n_layers or min(counts) < 1:
-        raise UserError(
-            f"blocks is {blocks}; give one number of at least 1, or {n_layers} of them, one per layer"
-        )
+        raise UserError(f"blocks is {blocks}; give one number of at least 1, or {n_layers} of them, one per layer")
     encoder: nn.Module = SimpleConvNet(suite.image_shape)
     height, width, channels = suite.image_shape
     features = _output_shape(encoder, (channels, height, width))
@@ -214,9 +214,7 @@ def routing_all_fc(
             allow_stop=allow_stop,
         )
     widths = [features[0], *[hidden] * (depth - 1)]
-    layers = [
-        [hidden_block(width) for _ in range(n)] for width, n in zip(widths[:-1], counts[:-1], strict=True)
-    ]
+    layers = [[hidden_block(width) for _ in range(n)] for width, n in zip(widths[:-1], counts[:-1], strict=True)]
     layers.append([nn.Linear(widths[-1], suite.max_classes) for _ in range(counts[-1])])
     return RoutedNetwork(suite, encoder, layers, allow_pass=allow_pass, allow_stop=allow_stop)
 
@@ -228,9 +226,9 @@ def _output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] 
     try:
         with torch.no_grad():
             # Two instances: a module that mixes up batch and features would pass with one.
-            out: Tensor = module.eval()(torch.zeros(2, *shape, dtype=example.dtype, device=example.device))
+            out = module.eval()(torch.zeros(2, *shape, dtype=example.dtype, device=example.device))
     except (RuntimeError, ValueError, IndexError, TypeError):
         return None
     finally:
         module.train(training)
-    return tuple(out.shape[1:]) if len(out) == 2 else None
+    return tuple(out.shape[1:]) if isinstance(out, Tensor) and out.shape[:1] == (2,) else None

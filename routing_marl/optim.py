@@ -74,7 +74,8 @@ class RowAdam(torch.optim.Optimizer):
             entries = parameter.grad._values().unbind(0)
             for row, entry in zip(parameter.grad._indices()[0].tolist(), entries, strict=True):
                 if row in sums:
-                    sums[row].add_(entry)
+                    # Not in place: two parameters may have one and the same gradient.
+                    sums[row] = sums[row] + entry
                 elif row != scratch:
                     sums[row] = entry
             taken = list(sums)
@@ -102,8 +103,8 @@ class RowAdam(torch.optim.Optimizer):
 
 
 def sum_rows(
-    index: Int[Tensor, " entry"], values: Float[Tensor, "entry *shape"], n_rows: int
-) -> tuple[Int[Tensor, " row"], Float[Tensor, "row *shape"]]:
+    index: Int[Tensor, " entry"], values: Float[Tensor, "entry ..."], n_rows: int
+) -> tuple[Int[Tensor, " row"], Float[Tensor, "row ..."]]:
     """Adds up the entries of equal index, in shapes that do not depend on the indices (so nobody has to wait).
 
     Returns:

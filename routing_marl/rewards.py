@@ -29,16 +29,15 @@ class Agreement:
     and nothing is divided by zero. PASS and STOP are actions like the others.
     """
 
-    def __init__(
-        self, legal: Bool[Tensor, "depth action"], n_tasks: int, n_episodes: int, history: int
-    ) -> None:
+    def __init__(self, legal: Bool[Tensor, "depth action"], n_tasks: int, history: int) -> None:
         if history < 1:
             raise UserError(f"history is {history}; it is a number of episodes, at least 1")
         depths, actions = legal.shape
         self._decay = 1 - 1 / history
-        # What is left of a single choice between `history - 1` and `history` episodes later.
-        self._lately = (self._decay ** (history - 0.5) or 0.5) / history / n_episodes
+        self._history = history
         self._choices = torch.zeros(depths, n_tasks, actions, device=legal.device)
+        # Episodes since the agent last took the action: the average alone does not tell, habits fade slowly.
+        self._since = torch.full((depths, n_tasks, actions), history, device=legal.device)
         self._recorded = [0] * depths
 
     def record(
@@ -50,7 +49,9 @@ class Agreement:
         """Takes the choices of one batch of parallel episodes into the averages (as their mean)."""
         one_hot = torch.zeros(*action.shape, self._choices.shape[-1], device=action.device)
         one_hot.scatter_(-1, action[..., None], 1.0 if active is None else active[..., None].float())
-        self._choices[depth].lerp_(one_hot.mean(0), 1 - self._decay)
+        share = one_hot.mean(0)
+        self._choices[depth].lerp_(share, 1 - self._decay)
+        self._since[depth].add_(1).masked_fill_(share > 0, 0)
         self._recorded[depth] += 1
 
     def __call__(
@@ -61,7 +62,7 @@ class Agreement:
     ) -> Float[Tensor, "episode task"]:
         """The agreement of each action, in [0, 1]."""
         choices = self._choices[depth]
-        took = (choices >= self._lately).float()
+        took = (self._since[depth] < self._history).float()
         # The average starts at zero: divided by the weight of the episodes so far, it is a distribution at once.
         weight = 1 - self._decay ** self._recorded[depth]
         probability = choices / (weight or 1.0) if reported is None else reported.mean(0)
@@ -70,9 +71,14 @@ class Agreement:
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages."""
-        return {"choices": self._choices.clone(), "recorded": list(self._recorded)}
+        return {
+            "choices": self._choices.clone(),
+            "since": self._since.clone(),
+            "recorded": list(self._recorded),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the running averages."""
         self._choices.copy_(state["choices"])
+        self._since.copy_(state["since"])
         self._recorded = list(state["recorded"])

@@ -1,0 +1,203 @@
+"""The command line: ``routing-marl train | compare | evaluate | data | methods``.
+
+Options are the fields of frozen dataclasses. Nothing heavy is imported before a command is known to be well-formed.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
+from routing_marl.errors import UserError
+
+T = TypeVar("T")
+
+
+def _listed(parse: Callable[[str], T], metavar: str) -> Any:
+    """A tuple option whose items are separated by commas or spaces."""
+
+    def of_strings(words: list[str]) -> tuple[T, ...]:
+        return tuple(parse(word) for words_ in words for word in words_.split(",") if word)
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=of_strings,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(str(item) for item in value)],
+    )
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command that plays takes."""
+
+    data_dir: Path | None = None
+    """Folder with data sets; by default $ROUTING_MARL_DATA, else a cache folder of yours."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int | None = None
+    """Threads that torch may use; by default all, shared fairly between parallel runs."""
+    json: Path | None = None
+    """Also write the summary to this file, as JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Play(Common):
+    """The settings of a run that `train` and `compare` share."""
+
+    suite: str = "digits"
+    """digits, mnist_mtl, cifar100_mtl, or the path of an .npz file of yours."""
+    epochs: int = 8
+    """Times that the training data is gone through."""
+    validation: float | None = None
+    """Share of the training data held out for validation; by default the suite's own."""
+    full_test: bool = False
+    """All test images for each task, instead of the paper's 200 (mnist_mtl)."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+
+    def run_config(self, method: str, seed: int) -> RunConfig:
+        """The configuration of one run."""
+        shared = {f.name: getattr(self, f.name) for f in fields(RunConfig) if hasattr(self, f.name)}
+        data_dir = None if self.data_dir is None else str(self.data_dir)
+        return RunConfig(**{**shared, "method": method, "seed": seed, "data_dir": data_dir})
+
+
+@dataclass(frozen=True)
+class Train(Play):
+    """Trains one method on one suite from one seed."""
+
+    method: str = "wpl"
+    """What to train; `routing-marl methods` lists them."""
+    seed: int = 0
+    """Decides weights, data order and choices."""
+    out: Path | None = None
+    """Folder for results, routes and checkpoint; by default results/<name of the run>."""
+    resume: bool = False
+    """Go on from the checkpoint in the output folder."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the output folder."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import train
+
+        train(self)
+
+
+@dataclass(frozen=True)
+class Compare(Play):
+    """Trains several methods from several seeds, and compares them: a table, learning curves and routes."""
+
+    methods: Annotated[tuple[str, ...], _listed(str, "NAME,NAME,...")] = (
+        "wpl",
+        "q_learning",
+        "policy_gradient",
+        "random",
+        "shared_bottom",
+        "task_specific_1_fc",
+        "task_specific_all_fc",
+    )
+    """What to compare; `routing-marl methods` lists them."""
+    seeds: Annotated[tuple[int, ...], _listed(int, "INT,INT,...")] = (0, 1, 2)
+    """One run of each method for each seed."""
+    out: Path = Path("results/compare")
+    """Folder for results.parquet, the pictures, and a folder of each run."""
+    resume: bool = True
+    """Keep finished runs that are in the output folder, and go on with unfinished ones."""
+    workers: int | None = None
+    """Runs at a time; by default one per core, or one on a GPU."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import compare
+
+        compare(self)
+
+
+@dataclass(frozen=True)
+class Evaluate(Common):
+    """Measures a trained checkpoint."""
+
+    checkpoint: tyro.conf.Positional[Path] = Path("checkpoint.pt")
+    """The checkpoint.pt of a run."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Part of the data to measure it on."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import evaluate
+
+        evaluate(self)
+
+
+@dataclass(frozen=True)
+class Data(Common):
+    """Lists the data sets that are there, where they were looked for, and the instances of each task."""
+
+    download: Annotated[tuple[str, ...], _listed(str, "NAME,NAME,...")] = ()
+    """Data sets to fetch first (mnist, cifar100)."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import data
+
+        data(self)
+
+
+@dataclass(frozen=True)
+class Methods(Common):
+    """Lists the methods, where they come from, and their settings."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import methods
+
+        methods(self)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": Train,
+    "compare": Compare,
+    "evaluate": Evaluate,
+    "data": Data,
+    "methods": Methods,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command. Bad input is one line and exit code 2; Ctrl-C is exit code 130."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="routing-marl",
+            description="Routing networks as a multi-agent game.",
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        )
+        if command.threads is not None and command.threads < 1:
+            raise UserError(f"threads is {command.threads}; it must be at least 1")
+        command()
+    except UserError as error:
+        if debug:
+            raise
+        _stop(f"routing-marl: {error}", 2)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _stop("routing-marl: stopped; the same command with --resume goes on from the last finished epoch", 130)
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

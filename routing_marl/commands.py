@@ -1,0 +1,280 @@
+"""What the commands do once their options are known to be well-formed: loading, progress bars, tables, pictures."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from routing_marl import cli, comparison, plots, training
+from routing_marl import data as data_sets
+from routing_marl.config import RunConfig
+from routing_marl.errors import UserError
+from routing_marl.evaluation import Evaluation
+from routing_marl.evaluation import evaluate as evaluate_split
+from routing_marl.files import output_folder, write_json
+from routing_marl.methods import METHODS, check_settings, find_method
+from routing_marl.results import MEAN_TASK
+from routing_marl.suites import TaskSuite, count_rows, digits, make_suite
+
+
+def train(options: "cli.Train") -> None:
+    """``routing-marl train``."""
+    _set_threads(options.threads)
+    config = options.run_config(options.method, options.seed)
+    check_settings((options.method,), options.agent)
+    training.pick_device(config.device)
+    suite = _load(config)
+    out = output_folder(options.out or Path("results") / config.name)
+    console = Console()
+    with _progress(console) as report, _tensorboard(out if options.tensorboard else None) as write_events:
+        run = training.train(config, out, resume=options.resume, suite=suite, on_progress=report, on_epoch=write_events)
+    summary = {row["split"]: row for row in run.rows if row["task"] == MEAN_TASK and row["epoch"] == run.epoch}
+    table = Table(title=f"{config.method} on {suite.name}, seed {config.seed}, after {run.epoch} epochs")
+    for column in ("split", "accuracy", "balanced accuracy", "loss"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, row in summary.items():
+        table.add_row(split, _percent(row["accuracy"]), _percent(row["balanced_accuracy"]), f"{row['loss']:.3f}")
+    console.print(table)
+    console.print(f"{run.wall_s:.1f} s of training; results in {out}", highlight=False)
+    if options.json:
+        write_json(options.json, {"config": run.config.identity(), "final": summary})
+
+
+def compare(options: "cli.Compare") -> None:
+    """``routing-marl compare``."""
+    _check_list("methods", options.methods)
+    _check_list("seeds", options.seeds)
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"workers is {options.workers}; it must be at least 1")
+    for method in options.methods:
+        find_method(method)
+    check_settings(options.methods, options.agent)
+    configs = [options.run_config(method, seed) for seed in options.seeds for method in options.methods]
+    device = training.pick_device(options.device)
+    suite = _load(configs[0])
+    cores = torch.get_num_threads()
+    workers = options.workers or (1 if device.startswith("cuda") else min(cores, len(configs)))
+    threads = options.threads or max(1, cores // workers)
+    console = Console()
+    with _progress(console, len(configs)) as report:
+        frame, failures = comparison.compare(
+            configs, options.out, resume=options.resume, workers=workers, threads=threads, on_progress=report
+        )
+    for failure in failures:
+        console.print(f"[red]failed[/red] {failure.config.name}: {failure.reason}", highlight=False)
+    if frame.empty:
+        raise UserError(f"none of the {len(configs)} runs ended well; the first: {failures[0].reason}")
+    summary = comparison.summarise(frame)
+    floors = commonest_class(suite)
+    console.print(_comparison_table(summary, suite, floors))
+    pictures = {"learning_curves.png": plots.learning_curves(frame, floors=floors)}
+    usages = _last_usages(configs, options.out)
+    if usages:
+        pictures["routes.png"] = plots.route_matrices(usages, suite.task_names)
+    for name, figure in pictures.items():
+        plots.save(figure, options.out / name)
+    console.print(f"results.parquet, {', '.join(pictures)} in {options.out}", highlight=False)
+    if options.json:
+        write_json(options.json, summary.to_dict("records"))
+    if failures:
+        raise UserError(f"{len(failures)} of {len(configs)} runs failed; see above")
+
+
+def evaluate(options: "cli.Evaluate") -> None:
+    """``routing-marl evaluate CHECKPOINT``."""
+    _set_threads(options.threads)
+    state = training.read_checkpoint(options.checkpoint)
+    config = RunConfig.from_identity(
+        state["config"], data_dir=None if options.data_dir is None else str(options.data_dir), device=options.device
+    )
+    run = training.Run(config)
+    run.load_state_dict(state)
+    evaluation = evaluate_split(run.engine, run.agent, options.split)
+    console = Console()
+    console.print(_task_table(f"{config.method} on {options.split}, epoch {run.epoch}", run.suite, evaluation))
+    if options.json:
+        names = run.suite.task_names
+        rows = [dict(zip(evaluation.metrics._fields, v, strict=True)) for v in _per_task(evaluation)]
+        write_json(options.json, dict(zip(names, rows, strict=True)))
+
+
+def data(options: "cli.Data") -> None:
+    """``routing-marl data``."""
+    for name in options.download:
+        data_sets.download(name, options.data_dir)
+    console = Console()
+    table = Table("data set", "where", "images", "train", "test", "classes", "MB", title="Data sets")
+    rows = data_sets.describe(options.data_dir)
+    for row in rows:
+        if row.found:
+            shape = " x ".join(map(str, row.image_shape or ()))
+            counts = (f"{row.n_train:,}", f"{row.n_test:,}", str(row.n_classes), f"{row.bytes_on_disk / 1e6:.0f}")
+            table.add_row(row.name, row.where, shape, *counts)
+        else:
+            table.add_row(row.name, f"[yellow]{row.problem}[/yellow]", *["-"] * 5)
+    console.print(table)
+    suites = [digits()] + [make_suite(f"{row.name}_mtl", options.data_dir) for row in rows if row.found]
+    per_task = Table("suite", "split", "tasks", "instances per task", "of each class, first task", title="Suites")
+    listed: dict[str, Any] = {}
+    for suite in suites:
+        for split in suite.splits:
+            of_split = [row for row in count_rows(suite) if row.split == split]
+            sizes = sorted({row.total for row in of_split})
+            size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+            per_task.add_row(suite.name, split, str(len(of_split)), size, ", ".join(map(str, of_split[0].per_class)))
+            listed.setdefault(suite.name, {})[split] = {row.task: row.per_class for row in of_split}
+    console.print(per_task)
+    if options.json:
+        write_json(options.json, {"data_sets": [asdict(row) for row in rows], "suites": listed})
+
+
+def methods(options: "cli.Methods") -> None:
+    """``routing-marl methods``."""
+    table = Table("method", "what it is", "source", "settings")
+    for name, method in METHODS.items():
+        settings = ", ".join(f"{key}={value}" for key, value in method.settings.items())
+        table.add_row(name, method.summary, method.source, settings)
+    Console().print(table)
+    if options.json:
+        listed = {n: {"summary": m.summary, "source": m.source, "settings": m.settings} for n, m in METHODS.items()}
+        write_json(options.json, listed)
+
+
+def commonest_class(suite: TaskSuite) -> dict[str, float]:
+    """What "always the commonest class of the training data" scores on test, averaged over tasks."""
+    accuracy, balanced = [], []
+    counts = {(row.task, row.split): np.array(row.per_class) for row in count_rows(suite)}
+    for task in suite.task_names:
+        test = counts[task, "test"]
+        accuracy.append(test[counts[task, "train"].argmax()] / test.sum())
+        balanced.append(1 / (test > 0).sum())
+    return {"accuracy": float(np.mean(accuracy)), "balanced_accuracy": float(np.mean(balanced))}
+
+
+def _load(config: RunConfig) -> TaskSuite:
+    return make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _check_list(name: str, values: tuple[Any, ...]) -> None:
+    if not values:
+        raise UserError(f"{name} is empty; give at least one")
+    if len(set(values)) < len(values):
+        raise UserError(f"{name} is {','.join(map(str, values))}; each may be given once")
+
+
+def _percent(value: float, half: float = float("nan")) -> str:
+    return f"{100 * value:.1f}" if isnan(half) else f"{100 * value:.1f} ± {100 * half:.1f}"
+
+
+def _comparison_table(summary: pd.DataFrame, suite: TaskSuite, floors: dict[str, float]) -> Table:
+    n_seeds = int(summary["seeds"].max())
+    table = Table(title=f"{suite.name}, test, mean over {n_seeds} seeds and 95 % interval, in %")
+    for column in ("method", "accuracy", "balanced accuracy", "loss", "training / s", "instances/s"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in summary.to_dict("records"):
+        table.add_row(
+            row["method"],
+            _percent(row["accuracy"], row["accuracy_ci"]),
+            _percent(row["balanced_accuracy"], row["balanced_accuracy_ci"]),
+            f"{row['loss']:.3f}",
+            f"{row['wall_s']:.1f}",
+            f"{row['instances_per_s']:,.0f}",
+        )
+    table.add_section()
+    table.add_row(
+        "always the commonest class", _percent(floors["accuracy"]), _percent(floors["balanced_accuracy"]), "", "", ""
+    )
+    return table
+
+
+def _per_task(evaluation: Evaluation) -> list[tuple[float, ...]]:
+    return list(zip(*(values.tolist() for values in evaluation.metrics), strict=True))
+
+
+def _task_table(title: str, suite: TaskSuite, evaluation: Evaluation) -> Table:
+    table = Table("task", title=title)
+    for column in ("accuracy", "balanced accuracy", "loss"):
+        table.add_column(column, justify="right")
+    for name, (accuracy, balanced, loss) in zip(suite.task_names, _per_task(evaluation), strict=True):
+        table.add_row(name, _percent(accuracy), _percent(balanced), f"{loss:.3f}")
+    table.add_section()
+    accuracy, balanced, loss = (float(values.mean()) for values in evaluation.metrics)
+    table.add_row("mean", _percent(accuracy), _percent(balanced), f"{loss:.3f}")
+    return table
+
+
+def _last_usages(configs: list[RunConfig], out: Path) -> dict[str, Any]:
+    """The final routes of each router's first seed (static sharing needs no picture)."""
+    usages: dict[str, Any] = {}
+    for config in configs:
+        path = out / comparison.RUNS / config.name / training.ROUTES
+        if find_method(config.method).sharing is None and config.method not in usages and path.exists():
+            with np.load(path, allow_pickle=False) as arrays:
+                usages[config.method] = arrays["usage"][-1]
+    return usages
+
+
+@contextmanager
+def _progress(console: Console, n_runs: int | None = None) -> Iterator[training.OnProgress]:
+    """A bar for one run, or for all runs of a comparison with a bar for each one under way."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        whole = None if n_runs is None else bars.add_task("all runs", total=n_runs, metrics="")
+        runs: dict[str, TaskID] = {}
+        done: dict[str, float] = {}
+
+        def report(progress: training.Progress) -> None:
+            if progress.run not in runs:
+                runs[progress.run] = bars.add_task(progress.run, total=progress.n_steps, metrics="")
+            metrics = (
+                f"accuracy {100 * progress.accuracy:.1f} %  loss {progress.loss:.3f}  "
+                f"{progress.instances_per_s:,.0f} instances/s"
+            )
+            bars.update(runs[progress.run], completed=progress.step, metrics=metrics)
+            if whole is not None:
+                done[progress.run] = progress.step / progress.n_steps
+                bars.update(whole, completed=sum(done.values()))
+                bars.update(runs[progress.run], visible=progress.step < progress.n_steps)
+
+        yield report
+
+
+@contextmanager
+def _tensorboard(out: Path | None) -> Iterator[Any]:
+    """A function that writes the last epoch of a run as TensorBoard events; None where nobody asked for them."""
+    if out is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs TensorBoard: pip install 'routing-marl[tensorboard]'") from error
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+
+        def write(run: training.Run) -> None:
+            for row in run.rows:
+                if row["epoch"] == run.epoch and row["task"] == MEAN_TASK:
+                    for metric in ("accuracy", "balanced_accuracy", "loss"):
+                        writer.add_scalar(f"{row['split']}/{metric}", row[metric], run.epoch)
+
+        yield write

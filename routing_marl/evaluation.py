@@ -1,0 +1,102 @@
+"""Counting right answers, on the device: accuracy, balanced accuracy and loss per task."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from routing_marl.engine import Batch, Outcome, RoutingEngine, SplitName
+from routing_marl.protocol import Agent, Observation
+from routing_marl.suites import TaskSuite
+
+
+class TaskMetrics(NamedTuple):
+    """How well each task is solved.
+
+    Attributes:
+        accuracy: share of right predictions.
+        balanced_accuracy: mean over the task's classes of the share of right predictions: "always no" has 1/2.
+        loss: mean cross-entropy, in nats.
+    """
+
+    accuracy: Float[Tensor, " task"]
+    balanced_accuracy: Float[Tensor, " task"]
+    loss: Float[Tensor, " task"]
+
+
+class Tally:
+    """Adds outcomes up, batch by batch, without waiting for the device; ``metrics`` reads the sums."""
+
+    def __init__(self, suite: TaskSuite, device: torch.device) -> None:
+        self._shape = (suite.n_tasks, suite.max_classes)
+        tasks = torch.arange(suite.n_tasks, device=device)
+        self._first = (tasks * suite.max_classes)[:, None]
+        # Rows: instances, right ones, loss; columns: the classes of one task after the other.
+        self._sums = torch.zeros(3, suite.n_tasks * suite.max_classes, device=device, dtype=torch.float64)
+
+    def add(self, batch: Batch, outcome: Outcome) -> None:
+        """Counts the instances of one batch, by their weight."""
+        column = (self._first + batch.label).flatten()
+        weight = torch.ones_like(outcome.loss) if batch.weight is None else batch.weight
+        values = torch.stack([weight, weight * outcome.correct, weight * outcome.loss]).flatten(1).double()
+        self._sums.index_add_(1, column, values)
+
+    def metrics(self) -> TaskMetrics:
+        """The metrics so far, on the CPU. Waits for the device."""
+        n, right, loss = self._sums.cpu().view(3, *self._shape)
+        seen, total = n > 0, n.sum(1).clamp(min=1)
+        recall = right / n.clamp(min=1)
+        return TaskMetrics(
+            (right.sum(1) / total).float(),
+            (recall.sum(1) / seen.sum(1).clamp(min=1)).float(),
+            (loss.sum(1) / total).float(),
+        )
+
+
+class Evaluation(NamedTuple):
+    """A split, played greedily.
+
+    Attributes:
+        metrics: how well each task is solved.
+        usage: the share of each task's decisions that took each action.
+        policy: the probability that each task's agent gives to each action; None where agents don't say.
+    """
+
+    metrics: TaskMetrics
+    usage: Float[Tensor, "depth task action"]
+    policy: Float[Tensor, "depth task action"] | None
+
+
+@torch.no_grad()
+def evaluate(engine: RoutingEngine, agent: Agent, split: SplitName) -> Evaluation:
+    """Plays every instance of a split once, with greedy routes; nobody learns."""
+    spec = engine.spec
+    tally = Tally(engine.suite, engine.device)
+    usage = torch.zeros(spec.n_depths, spec.n_tasks, spec.n_actions, device=engine.device)
+    policy = torch.zeros_like(usage) if hasattr(agent, "policy") else None
+    episodes = 0
+    for batch in engine.batches(split):
+        observation = engine.reset(split, batch)
+        for depth in range(spec.n_depths):
+            if policy is not None:
+                policy[depth] += agent.policy(observation).sum(0)  # type: ignore[attr-defined]
+            step = engine.step(agent.act(observation, greedy=True), reported(agent, observation, engine))
+            observation = step.observation
+        assert step.outcome is not None
+        tally.add(batch, step.outcome)
+        actions = engine.trajectory.actions
+        usage += torch.nn.functional.one_hot(actions, spec.n_actions).sum(1)
+        episodes += actions.shape[1]
+    return Evaluation(tally.metrics(), (usage / episodes).cpu(), None if policy is None else (policy / episodes).cpu())
+
+
+def reported(
+    agent: Agent, observation: Observation, engine: RoutingEngine
+) -> Float[Tensor, "episode task action"] | None:
+    """What agents report of themselves, where the game wants to know: ``agent.reported``, else ``agent.policy``."""
+    if engine.config.agreement == "empirical":
+        return None
+    report = getattr(agent, "reported", None) or agent.policy  # type: ignore[attr-defined]
+    probabilities: Tensor = report(observation)
+    return probabilities

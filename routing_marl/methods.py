@@ -1,0 +1,114 @@
+"""Methods by name: what the command line and the comparisons call a network with its agents."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, RandomAgent
+from routing_marl.baselines import static
+from routing_marl.config import AgentConfig, RunConfig
+from routing_marl.engine import RoutingEngine
+from routing_marl.errors import UserError
+from routing_marl.network import MakeNetwork, routing_all_fc
+from routing_marl.protocol import Agent, GameSpec
+from routing_marl.suites import TaskSuite
+
+MakeAgent = Callable[..., Agent]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A network and the agents that route it.
+
+    Attributes:
+        summary: one line for people.
+        source: where it comes from.
+        make_agent: builds the agents from a spec, a seed and settings; None where the sharing is static.
+        sharing: who shares what, where that never changes.
+    """
+
+    summary: str
+    source: str
+    make_agent: MakeAgent | None = None
+    sharing: Callable[[int, int], static.Sharing] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the agents, with their defaults."""
+        if self.make_agent is None:
+            return {}
+        known = inspect.signature(self.make_agent).parameters
+        return {name: known[name].default for name in vars(AgentConfig()) if name in known}
+
+
+_PAPER = "Rosenbaum et al. 2018, arXiv 1711.01239"
+
+METHODS: dict[str, Method] = {
+    "wpl": Method("weighted policy learner, weighted as the paper says", f"{_PAPER}, Algorithm 2", WPL),
+    "wpl_original": Method(
+        "weighted policy learner, weighted as its authors say",
+        "Abdallah and Lesser 2008, JAIR 33",
+        partial(WPL, weighting="original", advantage="averaged"),
+    ),
+    "q_learning": Method("tabular Q-learning over task and depth", "Watkins and Dayan 1992", QLearning),
+    "policy_gradient": Method("tabular REINFORCE with a learned baseline", "Williams 1992", PolicyGradient),
+    "random": Method("a new random route at every decision", _PAPER, RandomAgent),
+    "shared_bottom": Method(
+        "a shared layer, then a tower per task", "Caruana 1997; Ma et al. 2018", sharing=static.shared_bottom
+    ),
+    "task_specific_1_fc": Method("all shared but the last layer", _PAPER, sharing=static.task_specific_1_fc),
+    "task_specific_all_fc": Method(
+        "fully connected layers of each task's own", _PAPER, sharing=static.task_specific_all_fc
+    ),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name; UserError names those that there are."""
+    if name not in METHODS:
+        close = get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"method is {name!r}; it must be one of {', '.join(METHODS)}{hint}")
+    return METHODS[name]
+
+
+def check_settings(methods: tuple[str, ...], agent: AgentConfig) -> None:
+    """Raises UserError for a setting that none of the methods has."""
+    for setting in agent.given():
+        if not any(setting in find_method(name).settings for name in methods):
+            owners = [name for name, method in METHODS.items() if setting in method.settings]
+            option = setting.replace("_", "-")
+            raise UserError(f"{option} means nothing to {', '.join(methods)}; it is a setting of {', '.join(owners)}")
+
+
+def settings_of(config: RunConfig) -> RunConfig:
+    """The config without settings that its method doesn't have (a comparison gives all to all)."""
+    known = find_method(config.method).settings
+    given = {name: value for name, value in config.agent.given().items() if name in known}
+    return replace(config, agent=AgentConfig(**given))  # type: ignore[arg-type]
+
+
+def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[RoutingEngine, Agent]:
+    """The engine and the agents of a run."""
+    method = find_method(config.method)
+    network = asdict(config.network)
+    if method.sharing is not None:
+        if config.network.recursive:
+            raise UserError(f"{config.method} shares layer by layer; it can't be recursive")
+        sharing = method.sharing(suite.n_tasks, config.network.depth)
+        network |= {"blocks": sharing.blocks, "allow_pass": False}
+    make_network: MakeNetwork = partial(routing_all_fc, **network)
+    engine = RoutingEngine(suite, make_network, config.engine, device=device, seed=config.seed)
+    if method.sharing is not None:
+        return engine, FixedRoutes(engine.spec, sharing.table)
+    assert method.make_agent is not None
+    return engine, build_agent(method.make_agent, engine.spec, config)
+
+
+def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:
+    """The agents of a run, with those of the config's settings that are theirs."""
+    agent: Agent = make(spec, seed=config.seed, **settings_of(config).agent.given())
+    return agent

@@ -1,0 +1,65 @@
+"""Result tables: their columns, and how they get to disk and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from routing_marl.errors import UserError
+from routing_marl.evaluation import TaskMetrics
+from routing_marl.files import write_whole
+
+SCHEMA: dict[str, str] = {
+    "suite": "string",
+    "method": "string",
+    "seed": "int64",
+    "epoch": "int64",
+    "split": "string",
+    "task": "int64",
+    "accuracy": "float64",
+    "balanced_accuracy": "float64",
+    "loss": "float64",
+    "wall_s": "float64",
+    "instances_per_s": "float64",
+}
+"""Columns of results.parquet. One row per task, and one with task -1 for their mean. ``wall_s`` is the training time
+from the start of the run to the end of the epoch, evaluation not counted; ``instances_per_s`` is the epoch's."""
+
+MEAN_TASK = -1
+
+Row = dict[str, Any]
+
+
+def metric_rows(run: Row, metrics: TaskMetrics) -> list[Row]:
+    """The rows of one epoch and split: ``run`` holds the other columns."""
+    columns = {name: values.double() for name, values in metrics._asdict().items()}
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    rows = [{**run, "task": MEAN_TASK, **means}]
+    per_task = zip(*(values.tolist() for values in columns.values()), strict=True)
+    rows += [{**run, "task": t, **dict(zip(columns, values, strict=True))} for t, values in enumerate(per_task)]
+    return rows
+
+
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as a data frame of the documented columns and types."""
+    return pd.DataFrame(list(rows), columns=list(SCHEMA)).astype(SCHEMA)
+
+
+def write_results(path: Path, frame: pd.DataFrame) -> None:
+    """Writes results.parquet, whole or not at all."""
+    write_whole(path, lambda temporary: frame.to_parquet(temporary, index=False))
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """Reads results.parquet; UserError where it is missing, broken or of other columns."""
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there; give the folder of a finished run or comparison") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({error})") from error
+    missing = [name for name in SCHEMA if name not in frame]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(SCHEMA)}")
+    return frame

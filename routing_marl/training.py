@@ -1,0 +1,286 @@
+"""One run: a method learns a suite, epoch by epoch, and can be stopped at any moment and resumed to the bit."""
+
+import math
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from routing_marl.config import RunConfig
+from routing_marl.engine import RoutingEngine, SplitName, Step
+from routing_marl.errors import UserError
+from routing_marl.evaluation import Evaluation, Tally, evaluate, reported
+from routing_marl.files import output_folder, write_json, write_whole
+from routing_marl.methods import make_game, settings_of
+from routing_marl.protocol import Agent
+from routing_marl.results import Row, metric_rows, table, write_results
+from routing_marl.suites import TaskSuite, make_suite
+
+CHECKPOINT_FORMAT = 1
+CHECKPOINT, RESULTS, CONFIG, ROUTES = "checkpoint.pt", "results.parquet", "config.json", "routes.npz"
+
+_READ_EVERY_S = 0.5
+"""Seconds between two looks at the metrics: a look waits for the device."""
+
+
+class TrainingFailed(RuntimeError):
+    """The loss was not a finite number; the message says at which update, and what is left."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        run: the run's name.
+        step: updates done, of ``n_steps`` in all epochs.
+        epoch: the epoch under way, from 1.
+        instances_per_s: training speed in this epoch.
+        accuracy: on the training data of this epoch so far.
+        loss: likewise, in nats.
+    """
+
+    run: str
+    step: int
+    n_steps: int
+    epoch: int
+    instances_per_s: float = math.nan
+    accuracy: float = math.nan
+    loss: float = math.nan
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def play_episode(engine: RoutingEngine, agent: Agent) -> Step:
+    """One batch of parallel training episodes: agents act at every depth, blocks learn, agents learn."""
+    observation = engine.reset()
+    for _ in range(engine.spec.n_depths):
+        step = engine.step(agent.act(observation), reported(agent, observation, engine))
+        observation = step.observation
+    agent.learn(engine.trajectory)
+    return step
+
+
+class Run:
+    """A run in memory: the game, the agents and what was measured so far.
+
+    Args:
+        config: what to run.
+        suite: its suite, where it is loaded already.
+    """
+
+    def __init__(self, config: RunConfig, suite: TaskSuite | None = None) -> None:
+        self.config = settings_of(config)
+        self.device = pick_device(config.device)
+        self.suite = suite or make_suite(
+            config.suite, config.data_dir, validation=config.validation, full_test=config.full_test
+        )
+        self.engine, self.agent = make_game(self.config, self.suite, self.device)
+        self.epoch = 0
+        self.wall_s = 0.0
+        self.rows: list[Row] = []
+        self.usage: list[torch.Tensor] = []
+        self.policies: list[torch.Tensor] = []
+
+    @property
+    def splits(self) -> tuple[SplitName, ...]:
+        """The splits that are measured after each epoch."""
+        return ("validation", "test") if self.suite.validation is not None else ("test",)
+
+    def train_epoch(self, on_progress: OnProgress | None = None) -> None:
+        """Trains for one epoch, then measures the other splits.
+
+        Raises:
+            TrainingFailed: a loss was not finite.
+        """
+        engine, tally = self.engine, Tally(self.suite, self.engine.device)
+        n_steps, per_step = engine.steps_per_epoch, self._instances_per_step
+        start = looked = time.perf_counter()
+        for step in range(1, n_steps + 1):
+            outcome = play_episode(engine, self.agent).outcome
+            assert outcome is not None
+            tally.add(engine.batch, outcome)
+            now = time.perf_counter()
+            if step == n_steps or (now - looked > _READ_EVERY_S):
+                self._check_loss()
+                if on_progress:
+                    on_progress(self._progress(step, step * per_step / (now - start), tally))
+                looked = now
+        metrics = tally.metrics()  # waits for the device, so that the time is the whole time
+        seconds = time.perf_counter() - start
+        self.epoch += 1
+        self.wall_s += seconds
+        speed = n_steps * per_step / seconds
+        self.rows += metric_rows(self._row("train", speed), metrics)
+        for split in self.splits:
+            evaluation = evaluate(engine, self.agent, split)
+            self.rows += metric_rows(self._row(split, speed), evaluation.metrics)
+        self._keep_routes(evaluation)
+
+    @property
+    def _instances_per_step(self) -> int:
+        return self.suite.n_tasks * self.config.engine.instances * self.config.engine.episodes
+
+    def _row(self, split: str, speed: float) -> Row:
+        return {
+            "suite": self.suite.name,
+            "method": self.config.method,
+            "seed": self.config.seed,
+            "epoch": self.epoch,
+            "split": split,
+            "wall_s": self.wall_s,
+            "instances_per_s": speed,
+        }
+
+    def _progress(self, step: int, speed: float, tally: Tally) -> Progress:
+        metrics, n_steps = tally.metrics(), self.engine.steps_per_epoch
+        return Progress(
+            self.config.name,
+            self.epoch * n_steps + step,
+            self.config.epochs * n_steps,
+            self.epoch + 1,
+            speed,
+            float(metrics.accuracy.mean()),
+            float(metrics.loss.mean()),
+        )
+
+    def _check_loss(self) -> None:
+        failed_at = int(self.engine.failed_at)
+        if failed_at >= 0:
+            raise TrainingFailed(
+                f"the loss of update {failed_at + 1} (epoch {self.epoch + 1}) is not a finite number; "
+                f"the checkpoint of epoch {self.epoch} is kept; try a lower lr than {self.config.engine.lr:g}"
+            )
+
+    def _keep_routes(self, evaluation: Evaluation) -> None:
+        self.usage.append(evaluation.usage)
+        if evaluation.policy is not None:
+            self.policies.append(evaluation.policy)
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, and what was measured."""
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "config": self.config.identity(),
+            "engine": self.engine.state_dict(),
+            "agent": self.agent.state_dict(),
+            "epoch": self.epoch,
+            "wall_s": self.wall_s,
+            "rows": self.rows,
+            "usage": self.usage,
+            "policies": self.policies,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state_dict``."""
+        self.engine.load_state_dict(state["engine"])
+        self.agent.load_state_dict(state["agent"])
+        self.epoch, self.wall_s = state["epoch"], state["wall_s"]
+        self.rows, self.usage, self.policies = state["rows"], state["usage"], state["policies"]
+
+    def save(self, out: Path) -> None:
+        """Writes results, routes and, last, the checkpoint; each whole or not at all."""
+        write_results(out / RESULTS, table(self.rows))
+        arrays = {"usage": torch.stack(self.usage).numpy()}
+        if self.policies:
+            arrays["policy"] = torch.stack(self.policies).numpy()
+        write_whole(out / ROUTES, lambda path: _save_npz(path, arrays))
+        write_whole(out / CHECKPOINT, lambda path: torch.save(self.state_dict(), path))
+
+
+def train(
+    config: RunConfig,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    suite: TaskSuite | None = None,
+    on_progress: OnProgress | None = None,
+    on_epoch: Callable[[Run], None] | None = None,
+) -> Run:
+    """Runs a configuration to its end.
+
+    Args:
+        config: what to run.
+        out: folder for results.parquet, routes.npz (``usage [epoch, depth, task, action]``, the share of greedy
+            decisions, and ``policy``), config.json and checkpoint.pt; nothing is written without.
+        resume: go on from the checkpoint in ``out``, if there is one.
+        suite: the suite, where it is loaded already.
+        on_progress: called about twice a second.
+        on_epoch: called after each epoch.
+    """
+    if out is not None:
+        output_folder(out)
+        if (out / CHECKPOINT).exists() and not resume:
+            raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
+    run = Run(config, suite)
+    if out is not None and (out / CHECKPOINT).exists():
+        run.load_state_dict(read_checkpoint(out / CHECKPOINT, run.config))
+    if out is not None:
+        write_json(out / CONFIG, run.config.identity())
+    while run.epoch < config.epochs:
+        run.train_epoch(on_progress)
+        if out is not None:
+            run.save(out)
+        if on_epoch:
+            on_epoch(run)
+    return run
+
+
+def read_checkpoint(path: Path, config: RunConfig | None = None) -> dict[str, Any]:
+    """Reads a checkpoint, as untrusted data.
+
+    Args:
+        path: the file.
+        config: what it must be a checkpoint of (more epochs are fine); None for anything.
+
+    Raises:
+        UserError: the file is missing, cut off, no checkpoint, or of another configuration.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there; give the checkpoint.pt of a run") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable checkpoint (cut off, or another kind of file)") from error
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this version (format {CHECKPOINT_FORMAT})")
+    if config is not None:
+        ours, theirs = _flat(replace(config, epochs=1).identity()), _flat({**state["config"], "epochs": 1})
+        different = [name for name in ours if ours[name] != theirs.get(name)]
+        if different:
+            name = different[0]
+            raise UserError(
+                f"{path} is of another configuration: {', '.join(different)} differ "
+                f"({name} was {theirs.get(name)!r}, now {ours[name]!r}); choose another --out"
+            )
+    return state
+
+
+def pick_device(device: str) -> str:
+    """The device that ``auto`` stands for; UserError where there is no such device."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device is {device!r}, but torch sees no GPU here; use auto or cpu")
+    return device
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:  # by handle: np.savez would add a suffix to the name
+        np.savez_compressed(file, **arrays)
