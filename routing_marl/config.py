@@ -90,6 +90,8 @@ class AgentConfig:
     """Least probability of a legal action (wpl, wpl_original)."""
     alpha: float | None = None
     """Learning rate of the values (q_learning)."""
+    trace_decay: float | None = None
+    """How far back a reward is credited at once, in [0, 1]: Peng's Q(lambda); 0 is plain Q (q_learning)."""
     epsilon_start: float | None = None
     """Share of random actions at the start (q_learning)."""
     epsilon_end: float | None = None

@@ -173,10 +173,10 @@ class RoutingEngine:
             raise UserError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
         if not self._started:
             self.start(self._seed)
-        batch = batch or Batch(*self._order(split).draw())
         learning = split == "train"
         self.network.train(learning)
         with self._computing(learning):
+            batch = batch or Batch(*self._order(split).draw())
             v = self.network.encode(self.suite.images[batch.image])
         self._play = _Play(batch, v, learning)
         if self.network.stop_action is not None:
@@ -294,6 +294,7 @@ class RoutingEngine:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # or a client that resets in inference mode gets blocks that can't learn
     def _build(self, seed: int) -> None:
         """Network, optimizers and running averages from a seed, without a trace in torch's global generator."""
         with torch.random.fork_rng(devices=[]):

@@ -583,10 +583,11 @@ def test_a_table_of_the_wrong_shape_is_refused() -> None:
 
 
 SOLVERS: dict[str, Maker] = {
-    "wpl": WPL,
-    "wpl averaged": lambda spec, **kw: WPL(spec, advantage="averaged", **kw),
+    # Slow enough to find out before it commits: rich gets richer.
+    "wpl": lambda spec, **kw: WPL(spec, policy_rate=0.01, **kw),
+    "wpl averaged": lambda spec, **kw: WPL(spec, policy_rate=0.01, advantage="averaged", **kw),
     "wpl original": lambda spec, **kw: WPL(
-        spec, weighting="original", advantage="averaged", projection="euclidean", floor=0.02, **kw
+        spec, weighting="original", advantage="averaged", projection="euclidean", policy_rate=0.01, floor=0.02, **kw
     ),
     "q": lambda spec, **kw: QLearning(spec, alpha=0.05, trace_decay=1.0, epsilon_steps=100, **kw),
     "pg": lambda spec, **kw: PolicyGradient(spec, policy_rate=0.5, **kw),
