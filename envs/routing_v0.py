@@ -34,8 +34,7 @@ under `"observation"` of a dict, next to `"action_mask"`.
 A block's index; PASS (leaves the representation as it is) comes after the blocks, STOP (ends the agent's route; all it
 may do from there on) after PASS. Legal is what the shapes allow, see the mask. An illegal action acts as PASS, or as
 the first legal action where PASS is illegal, and is counted. `int`, numpy integers and 0-d integer arrays are actions;
-what is none (wrong type, out of range, unknown or missing agent) raises `UserError`, a `ValueError`, and changes
-nothing.
+what is none (wrong type, out of range, unknown or missing agent) raises `UserError` and changes nothing.
 
 ### Rewards
 

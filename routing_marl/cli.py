@@ -3,7 +3,6 @@
 Options are the fields of frozen dataclasses. Nothing heavy is imported before a command is known to be well-formed.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields

@@ -5,6 +5,7 @@ trains encoder and blocks on the loss of that very pass. PettingZoo, Gymnasium a
 views of this class.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ from routing_marl.blocks import StackedBlocks
 from routing_marl.config import EngineConfig
 from routing_marl.errors import UserError
 from routing_marl.minibatches import Minibatches, sequential
-from routing_marl.network import MakeNetwork, RoutedNetwork
+from routing_marl.network import MakeNetwork, Network
 from routing_marl.optim import RowAdam
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 from routing_marl.randomness import RandomStream, check_seed
@@ -29,6 +30,9 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 FEATURE_BOUND = 10.0
 """Features in observations are clipped to this size, so that observation spaces are bounded."""
+
+# A client may collect its rollouts in inference mode; blocks learn all the same, from tensors that allow it.
+_OUTSIDE_INFERENCE_MODE = torch.inference_mode(False)
 
 
 class Batch(NamedTuple):
@@ -161,6 +165,7 @@ class RoutingEngine:
         self._streams = {name: RandomStream(s) for name, s in zip(SPLITS, order_seeds, strict=True)}
         self._minibatches = {}
 
+    @_OUTSIDE_INFERENCE_MODE
     def reset(self, split: SplitName = "train", batch: Batch | None = None) -> Observation:
         """Draws the next minibatch of a split and encodes it.
 
@@ -183,6 +188,7 @@ class RoutingEngine:
             self._play.stopped = torch.zeros(v.shape[:2], dtype=torch.bool, device=self.device)
         return self._observe(self._play)
 
+    @_OUTSIDE_INFERENCE_MODE
     def step(
         self,
         actions: Int[Tensor, "episode task"],
@@ -262,25 +268,28 @@ class RoutingEngine:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the game depends on, between two episodes. Starts the game if it has not."""
+        """A copy of all that the rest of the game depends on, between two episodes. Starts the game if it has not."""
         if not self._started:
             self.start(self._seed)
-        return {
-            "network": self.network.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "agreement": self._agreement.state_dict(),
-            "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
-            "orders": {name: order.state_dict() for name, order in self._minibatches.items()},
-            "updates": self.updates,
-            "failed_at": self.failed_at,
-        }
+        return copy.deepcopy(
+            {
+                "network": self.network.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+                "agreement": self._agreement.state_dict(),
+                "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
+                "orders": {name: order.state_dict() for name, order in self._minibatches.items()},
+                "updates": self.updates,
+                "failed_at": self.failed_at,
+            }
+        )
 
+    @_OUTSIDE_INFERENCE_MODE
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on, to the bit, from where ``state_dict`` was taken by a game of the same making."""
         self.start(0)
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(copy.deepcopy(saved))  # torch would keep and change the saved tensors
         self._agreement.load_state_dict(state["agreement"])
         for name, stream in self._streams.items():
             stream.load_state_dict(state["streams"][name])
@@ -294,12 +303,12 @@ class RoutingEngine:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode(False)  # or a client that resets in inference mode gets blocks that can't learn
+    @_OUTSIDE_INFERENCE_MODE
     def _build(self, seed: int) -> None:
         """Network, optimizers and running averages from a seed, without a trace in torch's global generator."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.network: RoutedNetwork = self._make_network(self.suite).to(self.device)
+            self.network: Network = self._make_network(self.suite).to(self.device)
         stacked = [
             parameter
             for layer in self.network.modules()
@@ -374,12 +383,7 @@ class RoutingEngine:
 
     @contextmanager
     def _computing(self, learning: bool) -> Iterator[None]:
-        """Gradients as the game needs them, whatever mode the caller is in, and autocast where asked for."""
+        """Gradients as the game needs them, whatever the caller's grad mode, and autocast where asked for."""
         bf16 = self.config.precision == "bf16"
-        # A client may collect its rollouts in inference mode; blocks learn all the same.
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(learning),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
-        ):
+        with torch.set_grad_enabled(learning), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             yield

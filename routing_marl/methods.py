@@ -7,12 +7,15 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+import torch
+
 from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, RandomAgent
 from routing_marl.baselines import static
+from routing_marl.baselines.cross_stitch import CrossStitch
 from routing_marl.config import AgentConfig, RunConfig
 from routing_marl.engine import RoutingEngine
 from routing_marl.errors import UserError
-from routing_marl.network import MakeNetwork, routing_all_fc
+from routing_marl.network import MakeNetwork, UnroutedNetwork, routing_all_fc
 from routing_marl.protocol import Agent, GameSpec
 from routing_marl.suites import TaskSuite
 
@@ -28,12 +31,14 @@ class Method:
         source: where it comes from.
         make_agent: builds the agents from a spec, a seed and settings; None where the sharing is static.
         sharing: who shares what, where that never changes.
+        network: builds a network without routers, where the method is one.
     """
 
     summary: str
     source: str
     make_agent: MakeAgent | None = None
     sharing: Callable[[int, int], static.Sharing] | None = None
+    network: Callable[..., UnroutedNetwork] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,6 +67,11 @@ METHODS: dict[str, Method] = {
     "task_specific_1_fc": Method("all shared but the last layer", _PAPER, sharing=static.task_specific_1_fc),
     "task_specific_all_fc": Method(
         "fully connected layers of each task's own", _PAPER, sharing=static.task_specific_all_fc
+    ),
+    "cross_stitch": Method(
+        "a column of layers per task, mixed after each layer",
+        "Misra et al. 2016, arXiv 1604.03539",
+        network=CrossStitch,
     ),
 }
 
@@ -94,18 +104,26 @@ def settings_of(config: RunConfig) -> RunConfig:
 def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[RoutingEngine, Agent]:
     """The engine and the agents of a run."""
     method = find_method(config.method)
-    network = asdict(config.network)
+    engine = RoutingEngine(suite, make_network(config, suite), config.engine, device=device, seed=config.seed)
+    if method.make_agent is not None:
+        return engine, build_agent(method.make_agent, engine.spec, config)
     if method.sharing is not None:
-        if config.network.recursive:
-            raise UserError(f"{config.method} shares layer by layer; it can't be recursive")
-        sharing = method.sharing(suite.n_tasks, config.network.depth)
-        network |= {"blocks": sharing.blocks, "allow_pass": False}
-    make_network: MakeNetwork = partial(routing_all_fc, **network)
-    engine = RoutingEngine(suite, make_network, config.engine, device=device, seed=config.seed)
+        return engine, FixedRoutes(engine.spec, method.sharing(suite.n_tasks, config.network.depth).table)
+    return engine, FixedRoutes(engine.spec, torch.zeros(1, suite.n_tasks, dtype=torch.long))
+
+
+def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
+    """What builds the network of a run."""
+    method, settings = find_method(config.method), config.network
+    if method.make_agent is not None:
+        return partial(routing_all_fc, **asdict(settings))
+    if settings.recursive:
+        raise UserError(f"{config.method} has layers of its own at each depth; it can't be recursive")
     if method.sharing is not None:
-        return engine, FixedRoutes(engine.spec, sharing.table)
-    assert method.make_agent is not None
-    return engine, build_agent(method.make_agent, engine.spec, config)
+        blocks = method.sharing(suite.n_tasks, settings.depth).blocks
+        return partial(routing_all_fc, **{**asdict(settings), "blocks": blocks, "allow_pass": False})
+    assert method.network is not None
+    return partial(method.network, depth=settings.depth, hidden=settings.hidden)
 
 
 def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:

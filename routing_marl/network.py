@@ -16,7 +16,7 @@ from routing_marl.suites import TaskSuite
 Images = UInt8[Tensor, "episode task instance height width channel"]
 Routes = Int[Tensor, "depth episode task"]
 Representation = Float[Tensor, "episode task instance *features"]
-MakeNetwork = Callable[[TaskSuite], "RoutedNetwork"]
+MakeNetwork = Callable[[TaskSuite], "Network"]
 
 
 class SimpleConvNet(nn.Sequential):
@@ -41,7 +41,96 @@ class SimpleConvNet(nn.Sequential):
         self.to(memory_format=torch.channels_last)
 
 
-class RoutedNetwork(nn.Module):
+class Network(nn.Module):
+    """What the engine plays on: images become a representation, routes transform it, logits are read from it.
+
+    Args:
+        suite: gives the images' normalisation, and the classes of each task.
+
+    Attributes:
+        legal: ``[depth, action]``, what the shapes allow.
+        shapes: shape of the representation before each depth, and at the end.
+        pass_action: the action that leaves the representation as it is.
+        stop_action: the action that ends a route early; None where there is none.
+    """
+
+    legal: Bool[Tensor, "depth action"]
+    shapes: list[tuple[int, ...]]
+    pass_action: int
+    stop_action: int | None = None
+    _scale: Float[Tensor, " channel"]
+    _shift: Float[Tensor, " channel"]
+    _class_penalty: Float[Tensor, "task class_"] | None
+
+    def __init__(self, suite: TaskSuite) -> None:
+        super().__init__()
+        self.register_buffer("_scale", 1 / (255 * suite.std), persistent=False)
+        self.register_buffer("_shift", -suite.mean / suite.std, persistent=False)
+        # What is added to the logits: nothing, or minus infinity for the classes that a task doesn't have.
+        penalty = torch.zeros(suite.class_mask.shape).masked_fill(~suite.class_mask.cpu(), -torch.inf)
+        self.register_buffer("_class_penalty", None if penalty.eq(0).all() else penalty, persistent=False)
+
+    def encode(self, images: Images) -> Representation:
+        """``v_0``, from uint8 images."""
+        raise NotImplementedError
+
+    def route(self, depth: int, v: Representation, action: Int[Tensor, "episode task"]) -> Representation:
+        """``v_{depth + 1}``: each (episode, task) takes its action."""
+        raise NotImplementedError
+
+    def logits(self, v: Representation) -> Float[Tensor, "episode task instance class_"]:
+        """Reads the last representation out; logits of classes that a task doesn't have are minus infinity."""
+        raise NotImplementedError
+
+    def forward(self, images: Images, routes: Routes) -> Float[Tensor, "episode task instance class_"]:
+        """Algorithm 1: encodes the images and applies the routes, depth by depth."""
+        v = self.encode(images)
+        for depth, action in enumerate(routes):
+            v = self.route(depth, v, action)
+        return self.logits(v)
+
+    def _normalised(self, images: Images) -> Float[Tensor, "image channel height width"]:
+        x = images.flatten(0, 2).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
+        return x.to(self._scale.dtype) * self._scale.view(-1, 1, 1) + self._shift.view(-1, 1, 1)
+
+    def _masked(self, logits: Tensor) -> Float[Tensor, "episode task instance class_"]:
+        logits = logits.float()
+        return logits if self._class_penalty is None else logits + self._class_penalty[:, None]
+
+
+class UnroutedNetwork(Network):
+    """A multi-task network without routers, as a game of one depth whose only action does nothing.
+
+    A subclass defines ``task_logits``; everything happens when images are encoded.
+    """
+
+    def __init__(self, suite: TaskSuite) -> None:
+        super().__init__(suite)
+        self.register_buffer("legal", torch.ones(1, 1, dtype=torch.bool), persistent=False)
+        self.shapes = [(suite.max_classes,)] * 2
+        self.pass_action = 0
+
+    def task_logits(
+        self, x: Float[Tensor, "image channel height width"], shape: tuple[int, int, int]
+    ) -> Float[Tensor, "episode task instance class_"]:
+        """Logits of normalised images; ``shape`` is (E, T, B), in this order along the images."""
+        raise NotImplementedError
+
+    def encode(self, images: Images) -> Representation:
+        """All of the network."""
+        n_episodes, n_tasks, instances = images.shape[:3]
+        return self.task_logits(self._normalised(images), (n_episodes, n_tasks, instances))
+
+    def route(self, depth: int, v: Representation, action: Int[Tensor, "episode task"]) -> Representation:
+        """Leaves the representation as it is."""
+        return v
+
+    def logits(self, v: Representation) -> Float[Tensor, "episode task instance class_"]:
+        """The representation is the logits."""
+        return self._masked(v)
+
+
+class RoutedNetwork(Network):
     """An encoder and D routed layers over it.
 
     Actions number ``max N + 1`` (``+ 2`` with STOP): the blocks of the widest layer, PASS, STOP.
@@ -56,16 +145,7 @@ class RoutedNetwork(nn.Module):
         readout: maps the last representation to ``[batch, n_classes]``; None where the last layer does.
         allow_pass: whether PASS is legal where it leaves a shape that fits.
         allow_stop: whether there is a STOP action (recursive only).
-
-    Attributes:
-        legal: ``[depth, action]``, what the shapes allow.
-        shapes: shape of the representation before each depth, and at the end.
     """
-
-    legal: Bool[Tensor, "depth action"]
-    _scale: Float[Tensor, " channel"]
-    _shift: Float[Tensor, " channel"]
-    _class_penalty: Float[Tensor, "task class_"] | None
 
     def __init__(
         self,
@@ -78,7 +158,7 @@ class RoutedNetwork(nn.Module):
         allow_pass: bool = True,
         allow_stop: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(suite)
         if not layers:
             raise UserError("the network has 0 routed layers; it needs at least 1")
         if n_depths is not None and len(layers) != 1:
@@ -91,11 +171,6 @@ class RoutedNetwork(nn.Module):
         self.readout = readout or nn.Identity()
         self.n_depths = len(layers) if n_depths is None else n_depths
         self._recursive = n_depths is not None
-        self.register_buffer("_scale", 1 / (255 * suite.std), persistent=False)
-        self.register_buffer("_shift", -suite.mean / suite.std, persistent=False)
-        # What is added to the logits: nothing, or minus infinity for the classes that a task doesn't have.
-        penalty = torch.zeros(suite.class_mask.shape).masked_fill(~suite.class_mask.cpu(), -torch.inf)
-        self.register_buffer("_class_penalty", None if penalty.eq(0).all() else penalty, persistent=False)
 
         height, width, channels = suite.image_shape
         widest = max(len(blocks) for blocks in layers)
@@ -136,9 +211,7 @@ class RoutedNetwork(nn.Module):
 
     def encode(self, images: Images) -> Representation:
         """``v_0``: normalises and encodes uint8 images."""
-        x = images.flatten(0, 2).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
-        x = x.to(self._scale.dtype) * self._scale.view(-1, 1, 1) + self._shift.view(-1, 1, 1)
-        out: Tensor = self.encoder(x)
+        out: Tensor = self.encoder(self._normalised(images))
         return out.view(*images.shape[:3], *out.shape[1:])
 
     def route(
@@ -150,16 +223,8 @@ class RoutedNetwork(nn.Module):
 
     def logits(self, v: Representation) -> Float[Tensor, "episode task instance class_"]:
         """Reads the last representation out; logits of classes that a task doesn't have are minus infinity."""
-        out: Tensor = self.readout(v.flatten(0, 2)).float()
-        out = out.view(*v.shape[:3], -1)
-        return out if self._class_penalty is None else out + self._class_penalty[:, None]
-
-    def forward(self, images: Images, routes: Routes) -> Float[Tensor, "episode task instance class_"]:
-        """Algorithm 1: encodes the images and applies the routes, depth by depth."""
-        v = self.encode(images)
-        for depth, action in enumerate(routes):
-            v = self.route(depth, v, action)
-        return self.logits(v)
+        out: Tensor = self.readout(v.flatten(0, 2))
+        return self._masked(out.view(*v.shape[:3], -1))
 
 
 def routing_all_fc(

@@ -24,7 +24,7 @@ class Sharing(NamedTuple):
 
 
 def shared_bottom(n_tasks: int, depth: int) -> Sharing:
-    """One shared layer, then a tower of the remaining layers for each task (Caruana 1997; Ma et al. 2018, section 3)."""
+    """One shared layer, then a tower of the other layers for each task (Caruana 1997; Ma et al. 2018, section 3)."""
     return _own_from(1, n_tasks, depth)
 
 

@@ -1,0 +1,81 @@
+"""Cross-stitch networks (Misra, Shrivastava, Gupta and Hebert, CVPR 2016, arXiv 1604.03539).
+
+One column of layers per task; after each layer but the last, every column goes on with a learned linear combination
+of what all columns made of the same image. So an image of any task passes through all T columns: the cost of an
+instance grows with the number of tasks, which is what routing avoids.
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_marl.network import SimpleConvNet, UnroutedNetwork
+from routing_marl.suites import TaskSuite
+
+
+class CrossStitch(UnroutedNetwork):
+    """A column of SimpleConvNet and fully connected layers per task, with a cross-stitch unit after each layer.
+
+    Args:
+        suite: the tasks.
+        depth: fully connected layers.
+        hidden: width of all of them but the last.
+        off_diagonal: what the other columns together start with in each combination; the own one has the rest.
+            0.1 is the paper's choice.
+    """
+
+    def __init__(self, suite: TaskSuite, *, depth: int = 3, hidden: int = 128, off_diagonal: float = 0.1) -> None:
+        super().__init__(suite)
+        n = self._n_columns = suite.n_tasks
+        columns = [SimpleConvNet(suite.image_shape) for _ in range(n)]
+        convolutions = [[layer for layer in c if isinstance(layer, nn.Conv2d)] for c in columns]
+        # The columns lie side by side as groups of channels: [column * filter, ...].
+        self.convolutions = nn.ParameterList(
+            torch.cat([column[layer].weight.detach() for column in convolutions]) for layer in range(4)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(len(weight)) for weight in self.convolutions)
+        self._pooled = _pooled_layers(columns[0])
+        height, width, channels = suite.image_shape
+        with torch.no_grad():
+            features = columns[0].eval()(torch.zeros(1, channels, height, width)).shape[1]
+        widths = [features, *[hidden] * (depth - 1), suite.max_classes]
+        linear = [[nn.Linear(a, b) for _ in range(n)] for a, b in pairwise(widths)]
+        self.weights = nn.ParameterList(torch.stack([column.weight.detach() for column in layer]) for layer in linear)
+        self.biases = nn.ParameterList(torch.stack([column.bias.detach() for column in layer]) for layer in linear)
+        stitch = torch.eye(n) if n == 1 else torch.full((n, n), off_diagonal / (n - 1)).fill_diagonal_(1 - off_diagonal)
+        self.stitches = nn.ParameterList(stitch.clone() for _ in range(4 + depth - 1))
+
+    def task_logits(
+        self, x: Float[Tensor, "image channel height width"], shape: tuple[int, int, int]
+    ) -> Float[Tensor, "episode task instance class_"]:
+        """Sends every image through all columns; the last layer is that of the image's own task."""
+        n, stitches = self._n_columns, iter(self.stitches)
+        for layer, (weight, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = norm(functional.conv2d(x, weight, padding=1, groups=1 if layer == 0 else n))
+            if self._pooled[layer]:
+                x = functional.max_pool2d(x, 2)
+            columns = functional.relu(x).reshape(len(x), n, -1)
+            x = (next(stitches) @ columns).view(x.shape)
+        columns = x.reshape(len(x), n, -1).transpose(0, 1)  # [column, image, feature]
+        *inner, (last_weight, last_bias) = zip(self.weights, self.biases, strict=True)
+        for weight, bias in inner:
+            columns = functional.relu(torch.baddbmm(bias[:, None], columns, weight.mT))
+            columns = (next(stitches) @ columns.flatten(1)).view(columns.shape)
+        # [column, E, T, B, feature] -> each image in its own task's column: [T, E, B, feature]
+        own = columns.view(n, *shape, -1).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        out = torch.baddbmm(last_bias[:, None], own.flatten(1, 2), last_weight.mT)
+        return out.view(shape[1], shape[0], shape[2], -1).transpose(0, 1)
+
+
+def _pooled_layers(encoder: SimpleConvNet) -> list[bool]:
+    """Whether each convolution of the encoder is followed by a pool."""
+    pooled: list[bool] = []
+    for layer in encoder:
+        if isinstance(layer, nn.Conv2d):
+            pooled.append(False)
+        elif isinstance(layer, nn.MaxPool2d):
+            pooled[-1] = True
+    return pooled
