@@ -1,4 +1,4 @@
-"""The command line: ``routing-marl train | compare | evaluate | data | methods``.
+"""The command line: ``routing-marl train | compare | evaluate | data | methods | bench``.
 
 Options are the fields of frozen dataclasses. Nothing heavy is imported before a command is known to be well-formed.
 """
@@ -13,6 +13,7 @@ import tyro
 
 from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
+from routing_marl.files import check_output_file
 
 T = TypeVar("T")
 
@@ -159,12 +160,32 @@ class Methods(Common):
         methods(self)
 
 
+@dataclass(frozen=True)
+class Bench(Common):
+    """Measures what routing costs beside the convolutions: ratios, with their targets."""
+
+    only: Annotated[tuple[str, ...], _listed(str, "NAME,NAME,...")] = ()
+    """Some of the benchmarks only."""
+    seconds: float = 8.0
+    """Time for each comparison."""
+    plot: Path | None = None
+    """Also draw the cost of an instance against the number of tasks, into this picture."""
+    long: bool = False
+    """Also measure the time to cross-stitch's accuracy (hours)."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import bench
+
+        bench(self)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "compare": Compare,
     "evaluate": Evaluate,
     "data": Data,
     "methods": Methods,
+    "bench": Bench,
 }
 
 
@@ -182,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if command.threads is not None and command.threads < 1:
             raise UserError(f"threads is {command.threads}; it must be at least 1")
+        if command.json is not None:
+            check_output_file(command.json)
         command()
     except UserError as error:
         if debug:

@@ -16,24 +16,26 @@ from rich.table import Table
 
 from routing_marl import cli, comparison, plots, training
 from routing_marl import data as data_sets
+from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
-from routing_marl.files import output_folder, write_json
-from routing_marl.methods import METHODS, check_settings, find_method
+from routing_marl.files import write_json
+from routing_marl.methods import METHODS, check_settings, find_method, make_game
 from routing_marl.results import MEAN_TASK
 from routing_marl.suites import TaskSuite, count_rows, digits, make_suite
 
 
 def train(options: "cli.Train") -> None:
     """``routing-marl train``."""
-    _set_threads(options.threads)
+    _set_up(options.threads)
+    find_method(options.method)
     config = options.run_config(options.method, options.seed)
     check_settings((options.method,), options.agent)
     training.pick_device(config.device)
     suite = _load(config)
-    out = output_folder(options.out or Path("results") / config.name)
+    out = options.out or Path("results") / config.name
     console = Console()
     with _progress(console) as report, _tensorboard(out if options.tensorboard else None) as write_events:
         run = training.train(config, out, resume=options.resume, suite=suite, on_progress=report, on_epoch=write_events)
@@ -61,6 +63,8 @@ def compare(options: "cli.Compare") -> None:
     configs = [options.run_config(method, seed) for seed in options.seeds for method in options.methods]
     device = training.pick_device(options.device)
     suite = _load(configs[0])
+    for config in configs[: len(options.methods)]:
+        make_game(config, suite, "cpu")  # a setting that doesn't fit is found out before any run starts
     cores = torch.get_num_threads()
     workers = options.workers or (1 if device.startswith("cuda") else min(cores, len(configs)))
     threads = options.threads or max(1, cores // workers)
@@ -84,14 +88,14 @@ def compare(options: "cli.Compare") -> None:
         plots.save(figure, options.out / name)
     console.print(f"results.parquet, {', '.join(pictures)} in {options.out}", highlight=False)
     if options.json:
-        write_json(options.json, summary.to_dict("records"))
+        write_json(options.json, summary.astype(object).where(summary.notna(), None).to_dict("records"))
     if failures:
         raise UserError(f"{len(failures)} of {len(configs)} runs failed; see above")
 
 
 def evaluate(options: "cli.Evaluate") -> None:
     """``routing-marl evaluate CHECKPOINT``."""
-    _set_threads(options.threads)
+    _set_up(options.threads)
     state = training.read_checkpoint(options.checkpoint)
     config = RunConfig.from_identity(
         state["config"], data_dir=None if options.data_dir is None else str(options.data_dir), device=options.device
@@ -149,6 +153,42 @@ def methods(options: "cli.Methods") -> None:
         write_json(options.json, listed)
 
 
+def bench(options: "cli.Bench") -> None:
+    """``routing-marl bench``."""
+    from routing_marl import bench as benchmarks
+
+    _set_up(options.threads)
+    chosen = dict(benchmarks.BENCHMARKS)
+    unknown = [name for name in options.only if name not in chosen]
+    if unknown:
+        raise UserError(f"only is {', '.join(unknown)}; the benchmarks are {', '.join(chosen)}")
+    if not options.seconds > 0:
+        raise UserError(f"seconds is {options.seconds:g}; it must be more than 0")
+    if options.only:
+        chosen = {name: chosen[name] for name in options.only}
+    if options.long:
+        chosen["time_to_cross_stitch"] = benchmarks.time_to_cross_stitch
+    device = training.pick_device(options.device)
+    settings = benchmarks.Settings(options.seconds, device, None if options.data_dir is None else str(options.data_dir))
+    machine = benchmarks.machine(device)
+    console = Console()
+    console.print(", ".join(f"{name}: {value}" for name, value in machine.items()), highlight=False)
+    figures = []
+    for benchmark in chosen.values():
+        for figure in benchmark(settings):
+            figures.append(figure)
+            target = "" if figure.target is None else f"target {figure.target[0]} {figure.target[1]:g}"
+            verdict = {None: "", True: "[green]met[/green]", False: "[red]missed[/red]"}[figure.met]
+            value = f"{figure.value:,.3g} [{figure.low:,.3g}, {figure.high:,.3g}] {figure.unit}"
+            line = f"{figure.key:38} {value:28} {target:16} {verdict:6} {figure.what}"
+            console.print(line, highlight=False, soft_wrap=True)
+    if options.json:
+        listed = {figure.key: {**asdict(figure), "met": figure.met} for figure in figures}
+        write_json(options.json, {"machine": machine, "figures": listed})
+    if options.plot:
+        plots.save(plots.cost_curves(benchmarks.cost_curve(settings)), options.plot)
+
+
 def commonest_class(suite: TaskSuite) -> dict[str, float]:
     """What "always the commonest class of the training data" scores on test, averaged over tasks."""
     accuracy, balanced = [], []
@@ -164,7 +204,8 @@ def _load(config: RunConfig) -> TaskSuite:
     return make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
 
 
-def _set_threads(threads: int | None) -> None:
+def _set_up(threads: int | None) -> None:
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -269,12 +310,18 @@ def _tensorboard(out: Path | None) -> Iterator[Any]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--tensorboard needs TensorBoard: pip install 'routing-marl[tensorboard]'") from error
-    with SummaryWriter(str(out / "tensorboard")) as writer:
+    writers: list[SummaryWriter] = []
 
-        def write(run: training.Run) -> None:
-            for row in run.rows:
-                if row["epoch"] == run.epoch and row["task"] == MEAN_TASK:
-                    for metric in ("accuracy", "balanced_accuracy", "loss"):
-                        writer.add_scalar(f"{row['split']}/{metric}", row[metric], run.epoch)
+    def write(run: training.Run) -> None:
+        if not writers:  # not before: a run that is refused leaves no trace
+            writers.append(SummaryWriter(str(out / "tensorboard")))
+        for row in run.rows:
+            if row["epoch"] == run.epoch and row["task"] == MEAN_TASK:
+                for metric in ("accuracy", "balanced_accuracy", "loss"):
+                    writers[0].add_scalar(f"{row['split']}/{metric}", row[metric], run.epoch)
 
+    try:
         yield write
+    finally:
+        for writer in writers:
+            writer.close()

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
 
+from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
+from routing_marl.errors import UserError
 from routing_marl.files import output_folder
 from routing_marl.results import MEAN_TASK, read_results, write_results
 from routing_marl.training import CHECKPOINT, RESULTS, Progress, read_checkpoint, train
@@ -20,6 +23,15 @@ from routing_marl.training import CHECKPOINT, RESULTS, Progress, read_checkpoint
 RUNS = "runs"
 
 _progress: Callable[[Progress], None] | None = None
+
+
+@runtime_checkable
+class _Reports(Protocol):
+    """A queue between processes (a manager's proxy is no ``queue.Queue``)."""
+
+    def put(self, report: Progress) -> None: ...
+
+    def get_nowait(self) -> Progress: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,10 @@ def compare(
 def _finished(config: RunConfig, folder: Path) -> bool:
     if not (folder / CHECKPOINT).exists():
         return False
-    return bool(read_checkpoint(folder / CHECKPOINT)["epoch"] >= config.epochs)
+    try:
+        return bool(read_checkpoint(folder / CHECKPOINT)["epoch"] >= config.epochs)
+    except UserError:
+        return False  # the run itself will say what is wrong, and the others go on
 
 
 def _run_all(
@@ -119,7 +134,7 @@ def _run_all(
     return failures
 
 
-def _pass_on(reports: "queue.Queue[Progress]", on_progress: Callable[[Progress], None] | None) -> None:
+def _pass_on(reports: _Reports, on_progress: Callable[[Progress], None] | None) -> None:
     while True:
         try:
             report = reports.get_nowait()
@@ -129,8 +144,9 @@ def _pass_on(reports: "queue.Queue[Progress]", on_progress: Callable[[Progress],
             on_progress(report)
 
 
-def _start_worker(threads: int, reports: "queue.Queue[Progress]") -> None:
+def _start_worker(threads: int, reports: _Reports) -> None:
     global _progress
+    keep_freed_memory()
     torch.set_num_threads(threads)
     _progress = reports.put
 

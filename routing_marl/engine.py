@@ -274,7 +274,7 @@ class RoutingEngine:
         return copy.deepcopy(
             {
                 "network": self.network.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "agreement": self._agreement.state_dict(),
                 "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
                 "orders": {name: order.state_dict() for name, order in self._minibatches.items()},
@@ -288,7 +288,7 @@ class RoutingEngine:
         """Goes on, to the bit, from where ``state_dict`` was taken by a game of the same making."""
         self.start(0)
         self.network.load_state_dict(state["network"])
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(copy.deepcopy(saved))  # torch would keep and change the saved tensors
         self._agreement.load_state_dict(state["agreement"])
         for name, stream in self._streams.items():
@@ -317,11 +317,11 @@ class RoutingEngine:
         ]
         known = {id(parameter) for parameter in stacked}
         dense = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
         if dense:
-            self._optimizers.append(torch.optim.Adam(dense, lr=self.config.lr, fused=True))
+            self.optimizers.append(torch.optim.Adam(dense, lr=self.config.lr, fused=True))
         if stacked:
-            self._optimizers.append(RowAdam(stacked, lr=self.config.lr))
+            self.optimizers.append(RowAdam(stacked, lr=self.config.lr))
         self._agreement = Agreement(self.network.legal, self.suite.n_tasks, self.config.history)
         self.updates = 0
         """Number of updates of the blocks so far."""
@@ -370,12 +370,12 @@ class RoutingEngine:
 
     def _update(self, loss: Tensor) -> None:
         cuts = self.epoch // self.config.lr_decay_epochs if self.config.lr_decay_epochs else 0
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.config.lr * self.config.lr_decay**cuts
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         failed = (self.failed_at < 0) & ~loss.detach().isfinite()
         self.failed_at = torch.where(failed, self.updates, self.failed_at)

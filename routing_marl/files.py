@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,25 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(f"{path} can't be written: {error}; what was there before is untouched") from error
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise UserError(f"{path} can't be written: {reason}; what was there before is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be gone, or no folder
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON."""
     write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def check_output_file(path: Path) -> None:
+    """Raises UserError where a file of that name can't be written. Writes nothing itself."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} can't be written: {folder} is no folder that takes files; choose another")
 
 
 def output_folder(path: Path) -> Path:

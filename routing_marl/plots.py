@@ -91,6 +91,22 @@ def route_matrices(usages: Mapping[str, Usage], task_names: Sequence[str]) -> Fi
     return figure
 
 
+def cost_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Milliseconds per instance of a training step against the number of tasks; one line per method."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+        axes.plot(list(points), list(points.values()), marker="o", color=_COLOURS[number], label=name)
+    axes.set(xscale="log", yscale="log", xlabel="tasks", ylabel="training step, ms per instance")
+    ticks = sorted({n for points in curves.values() for n in points})
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure, whole or not at all, in the format of the path's suffix."""
     write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=150))

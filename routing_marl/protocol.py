@@ -103,3 +103,17 @@ class Agent(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         ...
+
+
+def as_vectors(spec: GameSpec, observation: Observation) -> Float[Tensor, "episode task entry"]:
+    """What every agent sees, as one vector each; all doors show these.
+
+    One-hot of the task (T), one-hot of the depth (D + 1; the last one: the episode has ended), then the features.
+    """
+    shape = observation.mask.shape[:2]
+    depths = torch.zeros(*shape, spec.n_depths + 1, device=spec.device)
+    depths[..., observation.depth] = 1.0
+    parts = [torch.eye(spec.n_tasks, device=spec.device).expand(*shape, -1), depths]
+    if observation.features is not None:
+        parts.append(observation.features)
+    return torch.cat(parts, dim=-1)

@@ -1,8 +1,10 @@
 """One run: a method learns a suite, epoch by epoch, and can be stopped at any moment and resumed to the bit."""
 
 import math
+import os
 import pickle
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,8 +31,8 @@ _READ_EVERY_S = 0.5
 """Seconds between two looks at the metrics: a look waits for the device."""
 
 
-class TrainingFailed(RuntimeError):
-    """The loss was not a finite number; the message says at which update, and what is left."""
+class TrainingFailed(UserError):
+    """The loss was not a finite number; the message says at which update, what is left, and what to try."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ class Run:
         self.rows += metric_rows(self._row("train", speed), metrics)
         for split in self.splits:
             evaluation = evaluate(engine, self.agent, split)
+            if not evaluation.metrics.loss.isfinite().all():
+                raise self._failure(f"the {split} loss after epoch {self.epoch} is not a finite number", self.epoch - 1)
             self.rows += metric_rows(self._row(split, speed), evaluation.metrics)
         self._keep_routes(evaluation)
 
@@ -154,10 +158,12 @@ class Run:
     def _check_loss(self) -> None:
         failed_at = int(self.engine.failed_at)
         if failed_at >= 0:
-            raise TrainingFailed(
-                f"the loss of update {failed_at + 1} (epoch {self.epoch + 1}) is not a finite number; "
-                f"the checkpoint of epoch {self.epoch} is kept; try a lower lr than {self.config.engine.lr:g}"
-            )
+            what = f"the loss of update {failed_at + 1} (epoch {self.epoch + 1}) is not a finite number"
+            raise self._failure(what, self.epoch)
+
+    def _failure(self, what: str, last_good: int) -> TrainingFailed:
+        kept = f"the checkpoint of epoch {last_good} is kept" if last_good else "there is no checkpoint yet"
+        return TrainingFailed(f"{what}; {kept}; try a lower lr than {self.config.engine.lr:g}")
 
     def _keep_routes(self, evaluation: Evaluation) -> None:
         self.usage.append(evaluation.usage)
@@ -181,11 +187,16 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from ``state_dict``."""
-        self.engine.load_state_dict(state["engine"])
-        self.agent.load_state_dict(state["agent"])
-        self.epoch, self.wall_s = state["epoch"], state["wall_s"]
-        self.rows, self.usage, self.policies = state["rows"], state["usage"], state["policies"]
+        """Goes on from ``state_dict``; UserError where it is not that of such a game (a suite that has changed)."""
+        try:
+            self.engine.load_state_dict(state["engine"])
+            self.agent.load_state_dict(state["agent"])
+            self.epoch, self.wall_s = state["epoch"], state["wall_s"]
+            self.rows, self.usage, self.policies = state["rows"], state["usage"], state["policies"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint does not fit suite {self.suite.name} as it is now; use the data that it was trained on"
+            ) from error
 
     def save(self, out: Path) -> None:
         """Writes results, routes and, last, the checkpoint; each whole or not at all."""
@@ -217,15 +228,14 @@ def train(
         on_progress: called about twice a second.
         on_epoch: called after each epoch.
     """
-    if out is not None:
-        output_folder(out)
-        if (out / CHECKPOINT).exists() and not resume:
-            raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
-    run = Run(config, suite)
-    if out is not None and (out / CHECKPOINT).exists():
+    begun = out is not None and os.path.exists(out / CHECKPOINT)
+    if begun and not resume:
+        raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
+    run = Run(config, suite)  # before the folder is made: bad settings leave nothing behind
+    if out is not None and begun:
         run.load_state_dict(read_checkpoint(out / CHECKPOINT, run.config))
     if out is not None:
-        write_json(out / CONFIG, run.config.identity())
+        write_json(output_folder(out) / CONFIG, run.config.identity())
     while run.epoch < config.epochs:
         run.train_epoch(on_progress)
         if out is not None:
@@ -246,12 +256,16 @@ def read_checkpoint(path: Path, config: RunConfig | None = None) -> dict[str, An
         UserError: the file is missing, cut off, no checkpoint, or of another configuration.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of other kinds of files; one error is enough
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there; give the checkpoint.pt of a run") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable checkpoint (cut off, or another kind of file)") from error
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+    if not (
+        isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT and {"config", "epoch"} <= state.keys()
+    ):
         raise UserError(f"{path} is not a checkpoint of this version (format {CHECKPOINT_FORMAT})")
     if config is not None:
         ours, theirs = _flat(replace(config, epochs=1).identity()), _flat({**state["config"], "epochs": 1})
@@ -269,8 +283,14 @@ def pick_device(device: str) -> str:
     """The device that ``auto`` stands for; UserError where there is no such device."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        index = torch.device(device).index or 0
+    except RuntimeError as error:
+        raise UserError(f"device is {device!r}; it must be auto, cpu, cuda or, say, cuda:1") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device is {device!r}, but torch sees no GPU here; use auto or cpu")
+    if device.startswith("cuda") and index >= torch.cuda.device_count():
+        raise UserError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPUs, numbered from 0")
     return device
 
 
