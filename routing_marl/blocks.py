@@ -119,7 +119,8 @@ class StackedBlocks(RoutedLayer):
         states = [dict(block.named_parameters()) for block in blocks]
         for name in self._names:
             rows = [state[name].detach() for state in states]
-            stacked = nn.Parameter(torch.stack([*rows, torch.zeros_like(rows[0])]))
+            # The scratch row is a block as good as any: one of zeros could turn its gradient, and so all, into NaN.
+            stacked = nn.Parameter(torch.stack([*rows, rows[0]]))
             self.register_parameter(_slot(name), stacked)
         # In a tuple, so that the template's own (meta) parameters are not this module's.
         self._template = (copy.deepcopy(blocks[0]).to("meta"),)
@@ -147,11 +148,10 @@ class StackedBlocks(RoutedLayer):
         if decisions <= 2 * (n + 1):
             out = self._blocks_of(x, block)
         else:
-            tile_block, position, size = _tiles(block, n)
-            padded = x.new_zeros((len(tile_block) * size, *x.shape[1:])).index_copy(0, position, x)
-            tiles = padded.reshape(len(tile_block), size * x.shape[1], *x.shape[2:])
-            out = self._blocks_of(tiles, tile_block)
-            out = out.reshape(len(padded), x.shape[1], *out.shape[2:])[position]
+            tile_block, source, position = _tiles(block, n)
+            padded = x[source].reshape(len(tile_block), -1, *x.shape[2:])
+            out = self._blocks_of(padded, tile_block)
+            out = out.reshape(len(source), x.shape[1], *out.shape[2:])[position]
         if self._idle:
             taken = (block < n).reshape(-1, *[1] * (x.dim() - 1))
             out = torch.where(taken, out, x)
@@ -185,12 +185,12 @@ class _TakeRows(torch.autograd.Function):
         return sparse, None
 
 
-def _tiles(block: Int[Tensor, " decision"], n_blocks: int) -> tuple[Tensor, Tensor, int]:
+def _tiles(block: Int[Tensor, " decision"], n_blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Groups decisions by block into tiles of one size, without looking at the blocks on the host.
 
     Returns:
-        The block of each tile (``n_blocks``, the scratch row, for tiles left over), each decision's position in
-        the row of all tiles, and a tile's size. The tiles number at most ``2 (N + 1)``.
+        The block of each tile (``n_blocks``, the scratch row, for tiles left over), of which there are at most
+        ``2 (N + 1)``; the decision at each place of all tiles (0 for places left over); each decision's place.
     """
     decisions, rows = len(block), n_blocks + 1
     size = -(-decisions // rows)
@@ -200,10 +200,11 @@ def _tiles(block: Int[Tensor, " decision"], n_blocks: int) -> tuple[Tensor, Tens
     first_tile, first = tiles.cumsum(0) - tiles, counts.cumsum(0) - counts
     ranked = block[order]
     rank = torch.arange(decisions, device=block.device) - first[ranked]
-    slot = (first_tile[ranked] + rank // size) * size + rank % size
-    tile_block = block.new_full((rows + -(-decisions // size),), n_blocks)
-    tile_block.scatter_(0, slot // size, ranked)
-    return tile_block, torch.empty_like(slot).scatter_(0, order, slot), size
+    place = (first_tile[ranked] + rank // size) * size + rank % size
+    n_tiles = rows + -(-decisions // size)
+    tile_block = block.new_full((n_tiles,), n_blocks).scatter_(0, place // size, ranked)
+    source = block.new_zeros(n_tiles * size).scatter_(0, place, order)
+    return tile_block, source, torch.empty_like(place).scatter_(0, order, place)
 
 
 def _batched(module: nn.Module) -> BatchedModule:

@@ -1,6 +1,9 @@
 """Methods by name: what the command line and the comparisons call a network with its agents."""
 
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -77,12 +80,42 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name; UserError names those that there are."""
+    """The method of that name; UserError names those that there are.
+
+    ``module:factory`` is a method of one's own: ``factory(spec, seed=..., **settings)`` makes the agents. Modules are
+    looked for in the working directory too.
+    """
+    if ":" in name:
+        return Method(f"made by {name}", "of your own", _find_factory(name))
     if name not in METHODS:
         close = get_close_matches(name, METHODS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"method is {name!r}; it must be one of {', '.join(METHODS)}{hint}")
+        right = f"it must be one of {', '.join(METHODS)}, or module:factory of your own"
+        raise UserError(f"method is {name!r}; {right}{hint}")
     return METHODS[name]
+
+
+def _find_factory(name: str) -> MakeAgent:
+    module_name, _, attribute = name.partition(":")
+    if not (attribute and all(part.isidentifier() for part in (*module_name.split("."), *attribute.split(".")))):
+        raise UserError(f"method is {name!r}; a method of your own is written my_package.my_module:make_agent")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the console script's own folder stands there instead
+    try:
+        factory = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"method is {name!r}, but {module_name} can't be imported: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            raise UserError(f"method is {name!r}, but {module_name} has no {attribute}; is its name right?")
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise UserError(f"method is {name!r}, but that is a {type(factory).__name__}; it must be callable")
+    try:
+        inspect.signature(factory).bind(None, seed=0)
+    except TypeError as error:
+        raise UserError(f"method is {name!r}, which can't be called as factory(spec, seed=0): {error}") from error
+    return factory
 
 
 def check_settings(methods: tuple[str, ...], agent: AgentConfig) -> None:
@@ -129,4 +162,7 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
 def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:
     """The agents of a run, with those of the config's settings that are theirs."""
     agent: Agent = make(spec, seed=config.seed, **settings_of(config).agent.given())
+    if not isinstance(agent, Agent):
+        missing = [name for name in ("act", "learn", "state_dict", "load_state_dict") if not hasattr(agent, name)]
+        raise UserError(f"{config.method} made a {type(agent).__name__}, which has no {', '.join(missing)}")
     return agent

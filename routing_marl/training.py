@@ -2,10 +2,8 @@
 
 import math
 import os
-import pickle
 import time
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,7 +259,7 @@ def read_checkpoint(path: Path, config: RunConfig | None = None) -> dict[str, An
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there; give the checkpoint.pt of a run") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged files raise whatever the unpickler meets first (KeyError, IndexError, ...)
         raise UserError(f"{path} is not a readable checkpoint (cut off, or another kind of file)") from error
     if not (
         isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT and {"config", "epoch"} <= state.keys()

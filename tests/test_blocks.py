@@ -182,10 +182,11 @@ def test_decisions_that_are_all_idle_come_back_to_the_bit(make, decisions, above
 @given(st.integers(1, 9), st.lists(st.integers(0, 99), min_size=1, max_size=80))
 def test_tiles_hold_one_block_each_and_every_decision_once(n, choices):
     block = torch.tensor(choices) % (n + 1)
-    tile_block, position, size = _tiles(block, n)
+    tile_block, source, position = _tiles(block, n)
+    size = len(source) // len(tile_block)
     assert len(tile_block) <= 2 * (n + 1)
-    assert len(set(position.tolist())) == len(choices)
-    assert position.min() >= 0 and position.max() < len(tile_block) * size
+    assert len(source) == size * len(tile_block)
+    assert torch.equal(source[position], torch.arange(len(choices)))
     assert torch.equal(tile_block[position // size], block)
 
 
@@ -303,3 +304,24 @@ def test_stacking_copies_the_blocks_and_deepcopy_copies_the_stack():
             parameter.zero_()
     assert torch.equal(twin(x, block), before)
     assert not torch.equal(layer(x, block), before)
+
+
+class Direction(nn.Module):
+    """A block that is singular at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3, bias=False)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y / y.norm(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("decisions", [4, 40])
+def test_padding_and_idle_decisions_bring_no_nan(decisions):
+    layer = routed_layer([Direction() for _ in range(3)], idle=True)
+    x = torch.randn(decisions, 2, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    layer(x, torch.arange(decisions) % 5).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad._values().isfinite().all() for p in layer.parameters())

@@ -11,7 +11,6 @@ import pytest
 import torch
 from test_rewards import SlowAgreement
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from routing_marl import optim
 from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, RandomAgent
@@ -22,6 +21,7 @@ from routing_marl.errors import UserError
 from routing_marl.network import RoutedNetwork
 from routing_marl.optim import RowAdam
 from routing_marl.suites import TaskSuite
+from routing_marl.synchronisation import synchronisations
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -724,59 +724,20 @@ def test_bf16_plays_nearly_the_same_game(layout):
 
 # -- no waiting for the device ---------------------------------------------------------------------------------------
 
-SYNCHRONISING = [
-    "_local_scalar_dense",
-    "item",
-    "nonzero",
-    "masked_select",
-    "is_nonzero",
-    "equal",
-    "allclose",
-    "_unique",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "unique_dim_consecutive",
-    "bincount",
-    "_coalesce",
-    "coalesce",
-    "histc",
-    "_to_sparse",
-]
-PYTHON_READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
-
 
 class Synchronises(AssertionError):
     """An operator of which a GPU's host would wait for the result."""
 
 
-class NoSynchronisation(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        indices = args[1] if name.startswith(("index", "_index_put")) and isinstance(args[1], (list, tuple)) else ()
-        by_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-        counts = name == "repeat_interleave" and "output_size" not in (kwargs or {})
-        if name in SYNCHRONISING or by_mask or counts:
-            raise Synchronises(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def no_synchronisation():
-    """Runs a block as on a GPU, and raises where it would wait there."""
+    """Runs a block as on a GPU, and raises if it would have waited there."""
     with pytest.MonkeyPatch.context() as patch:
         force_gathered(patch)
-
-        def refuse(name):
-            def read(self, *_, **__):
-                raise Synchronises(f"Tensor.{name}")
-
-            return read
-
-        for name in PYTHON_READS:
-            patch.setattr(torch.Tensor, name, refuse(name))
-        with NoSynchronisation():
+        with synchronisations() as found:
             yield
+    if found:
+        raise Synchronises(found[0])
 
 
 AGENTS = {

@@ -1,0 +1,112 @@
+"""Methods of one's own: ``module:factory`` on the command line, in this process and in workers."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from routing_marl.cli import main
+from routing_marl.config import AgentConfig, RunConfig
+from routing_marl.errors import UserError
+from routing_marl.methods import check_settings, find_method, make_game, settings_of
+from routing_marl.results import read_results
+from routing_marl.suites import digits
+
+MODULE = '''
+import torch
+
+class FirstLegal:
+    """Takes the first legal action."""
+
+    def __init__(self, spec, seed=None, policy_rate=0.5):
+        self.spec, self.seed, self.policy_rate, self.learned = spec, seed, policy_rate, 0
+
+    def act(self, observation, *, greedy=False):
+        return observation.mask.int().argmax(-1)
+
+    def learn(self, trajectory):
+        self.learned += 1
+        return {}
+
+    def state_dict(self):
+        return {"learned": self.learned}
+
+    def load_state_dict(self, state):
+        self.learned = state["learned"]
+
+def make_agent(spec, *, seed=None, **settings):
+    return FirstLegal(spec, seed, **settings)
+
+def makes_nothing(spec, seed=None):
+    return object()
+
+def takes_nothing():
+    pass
+
+number = 3
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, with a package in it that is not on Python's path."""
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "__init__.py").write_text("")
+    (tmp_path / "their_package" / "agents.py").write_text(MODULE)
+    (tmp_path / "needs_more.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith(("their_package", "needs_more"))]:
+        del sys.modules[name]
+
+
+def test_a_factory_makes_the_agents(folder: Path) -> None:
+    config = RunConfig(method="their_package.agents:FirstLegal", seed=5, agent=AgentConfig(policy_rate=0.1, gamma=0.5))
+    check_settings((config.method,), AgentConfig(policy_rate=0.1))
+    assert settings_of(config).agent.given() == {"policy_rate": 0.1}
+    engine, agent = make_game(settings_of(config), digits(), "cpu")
+    assert (agent.seed, agent.policy_rate) == (5, 0.1)  # type: ignore[attr-defined]
+    assert agent.spec is engine.spec  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("not_there:make", "not_there can't be imported: No module named 'not_there'"),
+        ("their_package.missing:make", "their_package.missing can't be imported"),
+        ("needs_more:make", "needs_more can't be imported: No module named 'a_library_that_is_not_there'"),
+        ("their_package.agents:other", "has no other"),
+        ("their_package.agents:number", "that is a int; it must be callable"),
+        ("their_package.agents:takes_nothing", "can't be called as"),
+        ("their_package.agents:", "is written my_package.my_module:make_agent"),
+        (":make", "is written my_package.my_module:make_agent"),
+        ("a b:c", "is written my_package.my_module:make_agent"),
+        ("wlp", "did you mean wpl"),
+    ],
+)
+def test_a_bad_name_is_one_line(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        find_method(name)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_factory_makes_is_checked(folder: Path) -> None:
+    config = RunConfig(method="their_package.agents:makes_nothing")
+    with pytest.raises(UserError, match="made a object, which has no act, learn, state_dict, load_state_dict"):
+        make_game(config, digits(), "cpu")
+
+
+def test_it_is_compared_in_a_worker(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = "random,their_package.agents:make_agent"
+    options = ["--seeds", "0", "--epochs", "1", "--instances", "64", "--workers", "1", "--out", "out"]
+    main(["compare", "--methods", methods, *options])
+    frame = read_results(folder / "out" / "results.parquet")
+    assert sorted(frame["method"].unique()) == sorted(methods.split(","))
+    assert "their_package" in capsys.readouterr().out
+
+
+def test_every_method_of_ours_still_has_its_name() -> None:
+    assert find_method("wpl").make_agent is not None
