@@ -26,7 +26,6 @@ from routing_marl.engine import RoutingEngine
 from routing_marl.envs.routing_v0 import RoutingParallelEnv
 from routing_marl.errors import UserError
 from routing_marl.network import SimpleConvNet, routing_all_fc
-from routing_marl.optim import RowAdam
 from routing_marl.protocol import Agent, Observation, Trajectory
 from routing_marl.suites import TaskSuite, digits, make_suite
 from routing_marl.synchronisation import synchronisations
@@ -191,9 +190,6 @@ def host_syncs(settings: Settings) -> Iterator[Figure]:
     engine = _engine(settings)
     agent = WPL(engine.spec, seed=0)
     play_episode(engine, agent)
-    for optimizer in engine.optimizers:
-        if isinstance(optimizer, RowAdam):
-            optimizer.gathered = True
     with synchronisations() as found:
         for _ in range(3):
             play_episode(engine, agent)

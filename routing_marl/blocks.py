@@ -5,8 +5,9 @@ block index ``N`` (or anything above) means that the decision takes none and its
 :func:`routed_layer` picks the fastest of three implementations that compute the same function:
 
 * :class:`SharedBlock`: one block that everybody takes, so an ordinary module.
-* :class:`StackedBlocks`: homogeneous blocks, their parameters stacked as ``[N + 1, ...]``, batched products, and
-  gradients that are sparse over blocks. No host synchronisation.
+* :class:`StackedBlocks`: homogeneous blocks, their parameters stacked as ``[N + 1, ...]``, and gradients that are
+  sparse over blocks. On a GPU batched products of static shape, without host synchronisation; on the CPU a product per
+  block that was taken (fully connected blocks) or likewise batched ones (all others).
 * :class:`LoopedBlocks`: any mixture of modules, one call per block that was taken.
 """
 
@@ -21,8 +22,11 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, vmap
 
 from routing_marl.errors import UserError
+from routing_marl.grouped import Groups, grouped_linear
+from routing_marl.synchronisation import may_wait
 
 Parameters = Mapping[str, Tensor]
+Chain = list[tuple[str, nn.Module]]
 BatchedModule = Callable[[Parameters, Tensor], Tensor]
 
 _ELEMENTWISE = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh)
@@ -124,6 +128,7 @@ class StackedBlocks(RoutedLayer):
             self.register_parameter(_slot(name), stacked)
         # In a tuple, so that the template's own (meta) parameters are not this module's.
         self._template = (copy.deepcopy(blocks[0]).to("meta"),)
+        self._chain = _chain(self._template[0])
 
     def train(self, mode: bool = True) -> "StackedBlocks":
         """Sets training or evaluation mode, also of the blocks."""
@@ -143,6 +148,8 @@ class StackedBlocks(RoutedLayer):
         n, decisions = self.n_blocks, len(block)
         if self._idle:
             block = block.clamp(max=n)
+        if self._chain is not None and may_wait(x.device):
+            return self._grouped(self._chain, x, block)
         # Gathering a block's parameters costs as much as applying them to a few dozen instances. With few decisions
         # each fetches its own; with many they are sorted by block and share at most 2 (N + 1) fetches.
         if decisions <= 2 * (n + 1):
@@ -156,6 +163,27 @@ class StackedBlocks(RoutedLayer):
             taken = (block < n).reshape(-1, *[1] * (x.dim() - 1))
             out = torch.where(taken, out, x)
         return out
+
+    def _grouped(self, chain: Chain, x: Tensor, block: Tensor) -> Tensor:
+        """As ``forward``, for fully connected blocks, where the routes may be looked at."""
+        order = block.argsort(stable=True)
+        index, counts = torch.unique_consecutive(block[order], return_counts=True)
+        instances = x.shape[1:-1].numel()
+        n_idle = int(counts[-1]) if int(index[-1]) == self.n_blocks else 0
+        taken = len(index) - (n_idle > 0)
+        groups = Groups(index[:taken], (counts[:taken] * instances).tolist())
+        ordered = x[order]
+        out = ordered[: len(ordered) - n_idle].flatten(0, -2)
+        for prefix, part in chain:
+            if type(part) is nn.Linear:
+                weight = getattr(self, _slot(f"{prefix}weight"))
+                out = grouped_linear(out, weight, getattr(self, _slot(f"{prefix}bias"), None), groups)
+            else:
+                out = part(out)
+        out = out.view(-1, *x.shape[1:-1], out.shape[-1])
+        if n_idle:
+            out = torch.cat([out, ordered[len(ordered) - n_idle :].to(out.dtype)])
+        return out[order.argsort()]
 
     def _blocks_of(self, x: Tensor, rows: Tensor) -> Tensor:
         parameters = {name: _TakeRows.apply(getattr(self, _slot(name)), rows) for name in self._names}
@@ -207,18 +235,26 @@ def _tiles(block: Int[Tensor, " decision"], n_blocks: int) -> tuple[Tensor, Tens
     return tile_block, source, torch.empty_like(place).scatter_(0, order, place)
 
 
+def _chain(module: nn.Module) -> Chain | None:
+    """The prefixes and parts of a module made of linear and elementwise layers only; None for any other."""
+    parts = [(f"{name}.", part) for name, part in module.named_children()] if isinstance(module, nn.Sequential) else []
+    parts = parts or [("", module)]
+    simple = all(type(part) is nn.Linear or isinstance(part, _ELEMENTWISE) for _, part in parts)
+    return parts if simple else None
+
+
 def _batched(module: nn.Module) -> BatchedModule:
     """The module over a leading axis of parameter sets: batched products where possible, vmap elsewhere.
 
     For the fully connected blocks of the paper the direct form takes half of vmap's time at 20 x 1 instances.
     """
-    chain = [("", module)] if not isinstance(module, nn.Sequential) else list(module.named_children())
-    if not all(type(part) is nn.Linear or isinstance(part, _ELEMENTWISE) for _, part in chain):
+    chain = _chain(module)
+    if chain is None:
         return vmap(lambda parameters, x: functional_call(module, parameters, (x,)), randomness="different")
 
     def apply(parameters: Parameters, x: Tensor) -> Tensor:
-        for name, part in chain:
-            x = _linear(parameters, f"{name}." if name else "", x) if type(part) is nn.Linear else part(x)
+        for prefix, part in chain:
+            x = _linear(parameters, prefix, x) if type(part) is nn.Linear else part(x)
         return x
 
     return apply

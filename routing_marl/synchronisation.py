@@ -1,4 +1,7 @@
-"""Finds the places where the host would wait for a GPU, without having one.
+"""Where the host waits for the device: whether it may, and finding out that it does, without a GPU.
+
+A GPU runs behind the host that feeds it, until the host wants to know a value. So on a GPU nothing may depend on values
+but values: no shape, no choice of code. On the CPU there is nothing to wait for, and knowing the routes saves work.
 
 On the CPU, every operator whose result or shape has to be known on the host can be seen as it is dispatched; what
 Python reads without an operator (``tolist``) is caught at its method.
@@ -24,12 +27,30 @@ READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "
 """Methods with which Python reads a tensor's values."""
 
 
+_as_on_gpu = False
+
+
+def may_wait(device: torch.device) -> bool:
+    """Whether code may look at values of tensors on this device, because that costs nothing there."""
+    return device.type == "cpu" and not _as_on_gpu
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Has the CPU take the path that a GPU takes."""
+    global _as_on_gpu
+    before, _as_on_gpu = _as_on_gpu, True
+    try:
+        yield
+    finally:
+        _as_on_gpu = before
+
+
 @contextmanager
 def synchronisations() -> Iterator[list[str]]:
-    """Collects, while the block runs, each operator or method that would make the host wait for a device.
+    """Collects, while a block runs as on a GPU, each operator or method that would make the host wait.
 
-    Operators are seen wherever they come from, autograd and optimizers included. The path is the one that the code
-    takes on this device: ``RowAdam(gathered=True)`` is what a GPU gets.
+    Operators are seen wherever they come from, autograd and optimizers included.
     """
     found: list[str] = []
 
@@ -45,6 +66,7 @@ def synchronisations() -> Iterator[list[str]]:
     with ExitStack() as stack:
         for name in READS:
             stack.enter_context(mock.patch.object(Tensor, name, reading(name)))
+        stack.enter_context(as_on_gpu())
         stack.enter_context(_Watch(found))
         yield found
 

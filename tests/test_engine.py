@@ -12,14 +12,12 @@ import torch
 from test_rewards import SlowAgreement
 from torch import nn
 
-from routing_marl import optim
 from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, RandomAgent
 from routing_marl.blocks import StackedBlocks
 from routing_marl.config import EngineConfig
 from routing_marl.engine import Batch, RoutingEngine
 from routing_marl.errors import UserError
 from routing_marl.network import RoutedNetwork
-from routing_marl.optim import RowAdam
 from routing_marl.suites import TaskSuite
 from routing_marl.synchronisation import synchronisations
 
@@ -222,22 +220,6 @@ def compare_blocks(engine, slow, look):
                 mine = [looked(parameter) for parameter in own.parameters()]
             for value, other in zip(mine, block.parameters(), strict=True):
                 check_close(value, looked(other))
-
-
-@pytest.fixture(params=["views", "gathered"])
-def path(request, monkeypatch):
-    if request.param == "gathered":
-        force_gathered(monkeypatch)
-
-
-def force_gathered(monkeypatch):
-    """The update that every device but the CPU takes."""
-
-    def update(self, parameters, group):
-        for parameter in parameters:
-            optim._update_gathered(parameter, self.state[parameter], group)
-
-    monkeypatch.setattr(RowAdam, "_update_views", update)
 
 
 @pytest.mark.parametrize(
@@ -732,10 +714,8 @@ class Synchronises(AssertionError):
 @contextmanager
 def no_synchronisation():
     """Runs a block as on a GPU, and raises if it would have waited there."""
-    with pytest.MonkeyPatch.context() as patch:
-        force_gathered(patch)
-        with synchronisations() as found:
-            yield
+    with synchronisations() as found:
+        yield
     if found:
         raise Synchronises(found[0])
 

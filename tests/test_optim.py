@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_marl import optim
 from routing_marl.blocks import StackedBlocks
 from routing_marl.optim import RowAdam, sum_rows
+from routing_marl.synchronisation import as_on_gpu
 
 N = 5
 
@@ -30,22 +30,6 @@ MAKERS = {
     "chain": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4, bias=False)),
     "shifts": Shifts,
 }
-
-
-@pytest.fixture(params=["views", "gathered"])
-def path(request, monkeypatch):
-    """Both ways of updating: the CPU's, and the one that other devices take."""
-    if request.param == "gathered":
-        force_gathered(monkeypatch)
-    return request.param
-
-
-def force_gathered(monkeypatch):
-    def update(self, parameters, group):
-        for parameter in parameters:
-            optim._update_gathered(parameter, self.state[parameter], group)
-
-    monkeypatch.setattr(RowAdam, "_update_views", update)
 
 
 def make(kind="chain", lr=0.01, dtype=torch.float64, **settings):
@@ -223,12 +207,12 @@ def test_a_copy_of_module_and_optimizer_goes_on_to_the_bit(path, clone):
     assert all(torch.equal(a, b) for a, b in zip(ours, continued(layer, optimizer), strict=True))
 
 
-def test_the_two_paths_agree(monkeypatch):
+def test_the_two_paths_agree():
     _, layer, optimizer = make()
     twin, twin_optimizer = copy.deepcopy((layer, optimizer))
     ours = continued(layer, optimizer, steps=20)
-    force_gathered(monkeypatch)
-    theirs = continued(twin, twin_optimizer, steps=20)
+    with as_on_gpu():
+        theirs = continued(twin, twin_optimizer, steps=20)
     rows = slice(0, N)  # the count of steps of the scratch row means nothing
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a[rows], b[rows], atol=1e-5, rtol=0)
