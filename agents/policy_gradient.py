@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from routing_marl.agents.checks import check_number
-from routing_marl.agents.policies import masked_softmax, relative_entropy
+from routing_marl.agents.policies import masked_softmax
 from routing_marl.agents.tabular import TabularAgent
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 
@@ -70,7 +70,7 @@ class PolicyGradient(TabularAgent):
 
     @torch.no_grad()
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:
-        """Takes one step; returns the relative entropy and the mean baseline at depth 0."""
+        """Takes one step; returns the mean return."""
         # [depth, episode, task, ...] -> [episode, task, depth, ...], as the tables
         returns = trajectory.returns(self._gamma).movedim(0, 2).to(self.logits.dtype)
         actions = trajectory.actions.movedim(0, 2).long().unsqueeze(-1)
@@ -89,7 +89,4 @@ class PolicyGradient(TabularAgent):
         self.logits = self.logits + self._policy_rate * gradient
         mean_surprise = surprise.sum(0) / active.sum(0).clamp(min=1)
         self.baseline = self.baseline + self._baseline_rate * mean_surprise
-        return {
-            "entropy": relative_entropy(masked_softmax(self.logits, self.spec.legal), self.spec.legal),
-            "expected_return": self.baseline[:, 0].mean(),
-        }
+        return {"return": returns[..., 0].mean()}

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from routing_marl.agents.checks import check_count, check_number
-from routing_marl.agents.policies import epsilon_greedy, greedy_action, relative_entropy
+from routing_marl.agents.policies import epsilon_greedy, greedy_action
 from routing_marl.agents.tabular import TabularAgent
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 
@@ -123,11 +123,4 @@ class QLearning(TabularAgent):
                     after = torch.where(deciding, hoped, target)
         self.values = torch.stack(tables, 1)
         self.batches = self.batches + 1
-        epsilon = self.epsilon
-        policy = epsilon_greedy(self.values, self.spec.legal, epsilon)
-        best = torch.where(self.spec.legal[0], self.values[:, 0], -torch.inf).amax(-1)
-        return {
-            "epsilon": epsilon,
-            "entropy": relative_entropy(policy, self.spec.legal),
-            "expected_return": best.mean(),
-        }
+        return {"return": trajectory.returns(self._gamma)[0].mean(), "epsilon": self.epsilon}

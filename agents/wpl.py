@@ -15,7 +15,6 @@ from routing_marl.agents.checks import check_choice, check_number
 from routing_marl.agents.policies import (
     clip_projection,
     euclidean_projection,
-    relative_entropy,
     restrict,
     uniform,
 )
@@ -102,7 +101,7 @@ class WPL(TabularAgent):
 
     @torch.no_grad()
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:
-        """Learns from every active decision; returns relative entropy and the return expected at depth 0."""
+        """Learns from every active decision; returns the mean return."""
         returns = trajectory.returns(self._gamma).to(self.probabilities.dtype)
         for episode in range(returns.shape[1]):
             self._learn_episode(
@@ -111,10 +110,7 @@ class WPL(TabularAgent):
                 trajectory.masks[:, episode].transpose(0, 1),
                 trajectory.active[:, episode].T.unsqueeze(-1),
             )
-        return {
-            "entropy": relative_entropy(self.probabilities, self.spec.legal),
-            "expected_return": (self.probabilities[:, 0] * self.expected[:, 0]).sum(-1).mean(),
-        }
+        return {"return": returns[0].mean()}
 
     def _learn_episode(
         self,

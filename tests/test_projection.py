@@ -15,10 +15,8 @@ from routing_marl.agents.policies import (
     euclidean_projection,
     greedy_action,
     masked_softmax,
-    relative_entropy,
     restrict,
     sample,
-    uniform,
 )
 
 PROJECTIONS = [clip_projection, euclidean_projection]
@@ -133,15 +131,6 @@ def test_epsilon_greedy_shares_the_greedy_part_among_equals() -> None:
 def test_greedy_action_takes_the_lowest_of_equal_legal_actions() -> None:
     mask = torch.tensor([[False, True, True], [True, True, True]])
     assert greedy_action(torch.zeros(2, 3), mask).tolist() == [1, 0]
-
-
-def test_relative_entropy_is_one_when_uniform_and_zero_when_decided_or_forced() -> None:
-    legal = torch.tensor([[True, True, True], [False, True, False]])
-    assert relative_entropy(uniform(legal), legal) == pytest.approx(1.0)
-    assert relative_entropy(torch.eye(3)[[1, 1]], legal) == 0.0
-    assert relative_entropy(torch.eye(3)[[1]], legal[1:]) == 0.0
-    half = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
-    assert relative_entropy(half, legal) == pytest.approx(torch.tensor(2.0).log() / torch.tensor(3.0).log())
 
 
 def test_masked_softmax_is_exactly_zero_on_illegal_actions() -> None:
