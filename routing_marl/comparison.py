@@ -1,10 +1,13 @@
 """Comparisons: the runs of methods x seeds, side by side on the cores of one machine."""
 
 import multiprocessing
+import os
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -148,7 +151,16 @@ def _start_worker(threads: int, reports: _Reports) -> None:
     global _progress
     keep_freed_memory()
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _progress = reports.put
+
+
+def _end_with_parent() -> None:
+    """A comparison that is killed can't stop its workers: they see to it themselves."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_any([parent.sentinel])
+    os._exit(1)
 
 
 def _run(config: RunConfig, folder: Path) -> None:

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from test_training import CLOCK, timeless, tiny_config, train, write_tiny_npz  # noqa: F401 (a fixture)
+from test_training import (
+    CLOCK,
+    one_thread,  # noqa: F401 (a fixture)
+    timeless,
+    tiny_config,
+    train,
+    write_tiny_npz,
+)
 
 from routing_marl import comparison, plots
 from routing_marl.cli import main
@@ -156,6 +163,7 @@ def test_nothing_is_written_where_no_run_ends_well(configs, tmp_path, inline):
     assert frame.empty and len(failures) == 1 and not (tmp_path / RESULTS).exists()
 
 
+@pytest.mark.slow  # three processes import torch
 def test_two_processes_give_what_one_does_also_after_an_interruption(configs, tmp_path):
     """The real pool: stopped as by Ctrl-C at the first report, then finished by two workers."""
 

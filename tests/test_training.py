@@ -232,12 +232,18 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one_to_the_bit(method, c
 )
 def test_other_games_resume_to_the_bit_too(network, engine, config, suite, tmp_path):
     config = replace(
-        config, network=replace(config.network, **network), engine=replace(config.engine, **engine), method="q_learning"
+        config,
+        method="q_learning",
+        epochs=3,
+        network=replace(config.network, **network),
+        engine=replace(config.engine, **engine),
     )
     whole = train(config, suite=suite)
     with pytest.raises(Stop):
-        train(config, tmp_path, suite=suite, on_epoch=stop_after(1))
-    assert same(timeless(train(config, tmp_path, suite=suite, resume=True).state_dict()), timeless(whole.state_dict()))
+        train(config, tmp_path, suite=suite, on_epoch=stop_after(2))
+    resumed = train(config, tmp_path, suite=suite, resume=True)
+    assert same(timeless(resumed.state_dict()), timeless(whole.state_dict()))
+    assert len(resumed.usage) == len(resumed.policies) == 3
 
 
 KILLED = """
