@@ -413,8 +413,12 @@ def _memory(settings: Settings) -> tuple[float, float]:
 
 def _peak() -> float:
     """Highest resident memory of this process so far, in bytes."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    try:
+        with open("/proc/self/status") as file:
+            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):  # not Linux; there, this would be the parent's as well
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _processor() -> str:

@@ -1,5 +1,6 @@
 """What another library has trained, measured by our evaluation, in the same result files as our own runs."""
 
+import copy
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,9 @@ def record(
     """Plays the held-out splits greedily, and adds the rows to ``out / "results.parquet"``, beside those of others.
 
     The epoch is the number of times that the engine has gone through the training data, so that methods of the same
-    epoch have had the same budget of instances. Call it several times during training to get a learning curve. Rows of
-    the same suite, method, seed and epoch are replaced. ``routing-marl compare`` writes the file anew: record after it.
+    epoch have had the same budget of instances. Call it several times during training to get a learning curve: an
+    episode that is under way is not disturbed. Rows of the same suite, method, seed and epoch are replaced.
+    ``routing-marl compare`` writes the file anew: record after it.
 
     Args:
         out: folder of a comparison, or a new one.
@@ -53,9 +55,12 @@ def record(
         "instances_per_s": instances / wall_s,
     }
     splits: list[SplitName] = ["test"] if engine.suite.validation is None else ["validation", "test"]
+    training = engine.network.training
+    twin = copy.copy(engine)  # the same network; an episode that is under way in the engine goes on
     rows = [
-        row for split in splits for row in metric_rows({**run, "split": split}, evaluate(engine, agent, split).metrics)
+        row for split in splits for row in metric_rows({**run, "split": split}, evaluate(twin, agent, split).metrics)
     ]
+    engine.network.train(training)
     path = output_folder(Path(out)) / RESULTS
     frame = table(rows)
     if path.exists():
