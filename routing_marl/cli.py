@@ -55,7 +55,7 @@ class Play(Common):
 
     suite: str = "digits"
     """digits, mnist_mtl, cifar100_mtl, or the path of an .npz file of yours."""
-    epochs: int = 8
+    epochs: int = 5
     """Times that the training data is gone through."""
     validation: float | None = None
     """Share of the training data held out for validation; by default the suite's own."""

@@ -223,9 +223,11 @@ def _percent(value: float, half: float = float("nan")) -> str:
 
 def _comparison_table(summary: pd.DataFrame, suite: TaskSuite, floors: dict[str, float]) -> Table:
     n_seeds = int(summary["seeds"].max())
-    table = Table(title=f"{suite.name}, test, mean over {n_seeds} seeds and 95 % interval, in %")
-    for column in ("method", "accuracy", "balanced accuracy", "loss", "training / s", "instances/s"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds, with 95 % intervals"
+    table = Table(title=f"{suite.name}, test: accuracy and balanced accuracy in %, mean over {seeds}")
+    table.add_column("method", no_wrap=True)
+    for column in ("accuracy", "balanced", "loss", "train s", "inst/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in summary.to_dict("records"):
         table.add_row(
             row["method"],
@@ -236,9 +238,7 @@ def _comparison_table(summary: pd.DataFrame, suite: TaskSuite, floors: dict[str,
             f"{row['instances_per_s']:,.0f}",
         )
     table.add_section()
-    table.add_row(
-        "always the commonest class", _percent(floors["accuracy"]), _percent(floors["balanced_accuracy"]), "", "", ""
-    )
+    table.add_row("(commonest class)", _percent(floors["accuracy"]), _percent(floors["balanced_accuracy"]), "", "", "")
     return table
 
 
@@ -249,7 +249,7 @@ def _per_task(evaluation: Evaluation) -> list[tuple[float, ...]]:
 def _task_table(title: str, suite: TaskSuite, evaluation: Evaluation) -> Table:
     table = Table("task", title=title)
     for column in ("accuracy", "balanced accuracy", "loss"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, (accuracy, balanced, loss) in zip(suite.task_names, _per_task(evaluation), strict=True):
         table.add_row(name, _percent(accuracy), _percent(balanced), f"{loss:.3f}")
     table.add_section()
