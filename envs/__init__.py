@@ -1,11 +1,13 @@
 """Doors to the engine: the same game for PettingZoo, Gymnasium and TorchRL.
 
-Importing this package puts the game into PettingZoo's registry (PettingZoo 1.27 and later have one)::
+Importing this package puts the game into the registries of PettingZoo (1.27 and later have one) and Gymnasium::
 
-    import pettingzoo, routing_marl.envs
+    import gymnasium, pettingzoo, routing_marl.envs
     env = pettingzoo.make("parallel", "routing_marl/routing-v0", suite="digits")
+    env = gymnasium.make("routing_marl/SingleAgentRouting-v0", suite="digits")
 """
 
+import gymnasium
 import pettingzoo
 
 __all__: list[str] = []
@@ -17,3 +19,12 @@ if hasattr(pettingzoo, "register"):
         if _ID not in _registry:  # a second import, after a reload, would warn
             _entry_point = f"routing_marl.envs.routing_v0:{'env' if _kind == 'aec' else 'parallel_env'}"
             pettingzoo.register(_kind, _ID, entry_point=_entry_point)
+
+_SINGLE_AGENT_ID = "routing_marl/SingleAgentRouting-v0"
+
+if _SINGLE_AGENT_ID not in gymnasium.registry:
+    gymnasium.register(
+        _SINGLE_AGENT_ID,
+        entry_point="routing_marl.envs.gymnasium_v0:SingleAgentRouting",
+        vector_entry_point="routing_marl.envs.gymnasium_v0:SingleAgentRoutingVectorEnv",
+    )

@@ -94,7 +94,6 @@ images. `env.engine` is the game itself: network, suite, `state_dict()`.
 import copy
 import operator
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -106,13 +105,14 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import parallel_to_aec_wrapper
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper
 
-from routing_marl.config import EngineConfig, Precision
+from routing_marl.config import Precision
 from routing_marl.engine import FEATURE_BOUND, RoutingEngine
+from routing_marl.envs.building import build_engine
 from routing_marl.envs.rendering import action_names, routes_as_image, routes_as_text
 from routing_marl.errors import UserError
-from routing_marl.network import MakeNetwork, routing_all_fc
+from routing_marl.network import MakeNetwork
 from routing_marl.protocol import Observation
-from routing_marl.suites import TaskSuite, make_suite
+from routing_marl.suites import TaskSuite
 
 __all__ = ["RoutingParallelEnv", "env", "parallel_env"]
 
@@ -146,8 +146,13 @@ def parallel_env(
     Raises:
         UserError: an argument is not as described there, or the suite's data is missing.
     """
-    _among("observation", observation, ("index", "features"))
-    config = EngineConfig(
+    engine = build_engine(
+        suite=suite,
+        blocks=blocks,
+        depth=depth,
+        recursive=recursive,
+        allow_stop=allow_stop,
+        network=network,
         instances=instances,
         rho=rho,
         history=history,
@@ -155,17 +160,10 @@ def parallel_env(
         lr_decay=lr_decay,
         lr_decay_epochs=lr_decay_epochs,
         precision=precision,
-    )
-    layers: dict[str, Any] = {"blocks": blocks, "depth": depth, "recursive": recursive, "allow_stop": allow_stop}
-    if network is not None and layers != {"blocks": None, "depth": 3, "recursive": False, "allow_stop": False}:
-        raise UserError(f"network is given, and so is one of {', '.join(layers)}; give the one or the others")
-    engine = RoutingEngine(
-        make_suite(suite, data_dir),
-        network or partial(routing_all_fc, **layers),
-        config,
-        features=observation == "features",
-        device=_device(device),
-        seed=_whole(seed),
+        device=device,
+        observation=observation,
+        data_dir=data_dir,
+        seed=seed,
     )
     return RoutingParallelEnv(engine, mask=mask, render_mode=render_mode)
 
@@ -434,11 +432,3 @@ def _among(name: str, value: object, choices: Sequence[object]) -> None:
 def _whole(seed: Any) -> Any:
     """A numpy integer as Python's; anything else as it is."""
     return int(seed) if isinstance(seed, np.integer) else seed
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device is {device!r}; it must be one that torch has here ({reason})") from None

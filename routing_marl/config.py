@@ -174,4 +174,4 @@ class RunConfig:
     def name(self) -> str:
         """A short name for files, unlike that of any run of other settings."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{Path(self.suite).stem}-{self.method}-{self.seed}-{digest}"
+        return f"{Path(self.suite).stem}-{self.method.replace(':', '.')}-{self.seed}-{digest}"

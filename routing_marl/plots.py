@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -22,7 +22,7 @@ _COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 def learning_curves(
     frame: pd.DataFrame,
     split: str = "test",
-    metrics: Sequence[str] = ("accuracy", "balanced_accuracy"),
+    metrics: Sequence[Literal["accuracy", "balanced_accuracy"]] = ("accuracy", "balanced_accuracy"),
     floors: Mapping[str, float] | None = None,
 ) -> Figure:
     """Mean over seeds of each metric against epochs, one line per method, with 95 % bands.
