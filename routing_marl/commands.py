@@ -223,8 +223,10 @@ def _percent(value: float, half: float = float("nan")) -> str:
 
 def _comparison_table(summary: pd.DataFrame, suite: TaskSuite, floors: dict[str, float]) -> Table:
     n_seeds = int(summary["seeds"].max())
-    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds, with 95 % intervals"
-    table = Table(title=f"{suite.name}, test: accuracy and balanced accuracy in %, mean over {seeds}")
+    seeds = f"{n_seeds} seed" + "s" * (n_seeds > 1)
+    table = Table(
+        title=f"{suite.name}, test, {seeds}", caption="accuracy and balanced accuracy in %, mean ± 95 % interval"
+    )
     table.add_column("method", no_wrap=True)
     for column in ("accuracy", "balanced", "loss", "train s", "inst/s"):
         table.add_column(column, justify="right", no_wrap=True)

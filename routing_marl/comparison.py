@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -157,10 +158,9 @@ def _start_worker(threads: int, reports: _Reports) -> None:
 
 def _end_with_parent() -> None:
     """A comparison that is killed can't stop its workers: they see to it themselves."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_any([parent.sentinel])
-    os._exit(1)
+    if (parent := parent_process()) is not None:
+        wait_for_any([parent.sentinel])
+        os._exit(1)
 
 
 def _run(config: RunConfig, folder: Path) -> None:

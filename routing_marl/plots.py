@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,7 +22,7 @@ _COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 def learning_curves(
     frame: pd.DataFrame,
     split: str = "test",
-    metrics: Sequence[Literal["accuracy", "balanced_accuracy"]] = ("accuracy", "balanced_accuracy"),
+    metrics: Sequence[str] = ("accuracy", "balanced_accuracy"),
     floors: Mapping[str, float] | None = None,
 ) -> Figure:
     """Mean over seeds of each metric against epochs, one line per method, with 95 % bands.
@@ -37,20 +37,21 @@ def learning_curves(
     methods = list(dict.fromkeys(rows["method"]))
     figure = Figure(figsize=(5.2 * len(metrics), 4.4), layout="constrained")
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
+        scale, most, unit = (1, np.inf, "") if metric == "loss" else (100, 100, " / %")
         means: list[float] = []
         for number, method in enumerate(methods):
             by_epoch = rows[rows["method"] == method].groupby("epoch")[metric]
-            mean, half = 100 * by_epoch.mean(), 100 * by_epoch.apply(half_interval)
+            mean, half = scale * by_epoch.mean(), scale * by_epoch.apply(half_interval)
             means += [*mean]
             colour = _COLOURS[number % len(_COLOURS)]
             axes.plot(mean.index, mean, color=colour, label=method, marker="." if len(mean) < 30 else None)
-            axes.fill_between(mean.index, mean - half, (mean + half).clip(upper=100), color=colour, alpha=0.15)
+            axes.fill_between(mean.index, mean - half, (mean + half).clip(upper=most), color=colour, alpha=0.15)
         if floors and metric in floors:
-            axes.axhline(100 * floors[metric], color="grey", linestyle=":", label="always the commonest class")
+            axes.axhline(scale * floors[metric], color="grey", linestyle=":", label="always the commonest class")
         # By the means: with few seeds a 95 % band can be wider than everything else in the picture.
-        room = 0.08 * (max(means) - min(means)) + 0.5
-        axes.set_ylim(min(means) - room, min(max(means) + room, 100.5))
-        axes.set(xlabel="epoch", ylabel=f"{split} {metric.replace('_', ' ')} / %")
+        room = 0.08 * (max(means) - min(means)) + 0.005 * scale
+        axes.set_ylim(min(means) - room, min(max(means) + room, most + 0.5))
+        axes.set(xlabel="epoch", ylabel=f"{split} {metric.replace('_', ' ')}{unit}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
