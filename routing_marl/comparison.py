@@ -31,7 +31,7 @@ _progress: Callable[[Progress], None] | None = None
 
 @runtime_checkable
 class _Reports(Protocol):
-    """A queue between processes (a manager's proxy is no ``queue.Queue``)."""
+    """A queue between processes (which is no ``queue.Queue``)."""
 
     def put(self, report: Progress) -> None: ...
 
@@ -111,30 +111,27 @@ def _run_all(
         return []
     context = multiprocessing.get_context("spawn")
     failures: list[Failure] = []
-    with context.Manager() as manager:
-        reports = manager.Queue()
-        pool = ProcessPoolExecutor(min(workers, len(configs)), context, _start_worker, (threads, reports))
-        try:
-            runs: dict[Future[None], RunConfig] = {
-                pool.submit(_run, config, folders[config]): config for config in configs
-            }
-            waiting = set(runs)
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-                _pass_on(reports, on_progress)
-                failures += [
-                    Failure(runs[future], f"{type(error).__name__}: {error}")
-                    for future in finished
-                    if (error := future.exception())
-                ]
+    reports = context.Queue()
+    pool = ProcessPoolExecutor(min(workers, len(configs)), context, _start_worker, (threads, reports))
+    try:
+        runs: dict[Future[None], RunConfig] = {pool.submit(_run, config, folders[config]): config for config in configs}
+        waiting = set(runs)
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
             _pass_on(reports, on_progress)
-        except BaseException:
-            # Not only the runs that wait: those that run are stopped too, at their last checkpoint.
-            for process in list(pool._processes.values()):
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+            failures += [
+                Failure(runs[future], f"{type(error).__name__}: {error}")
+                for future in finished
+                if (error := future.exception())
+            ]
+        _pass_on(reports, on_progress)
+    except BaseException:
+        # Not only the runs that wait: those that run are stopped too, at their last checkpoint.
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     return failures
 
 

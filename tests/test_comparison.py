@@ -1,8 +1,11 @@
 import math
 import os
 import queue
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -46,7 +49,7 @@ class InlinePool:
 
 @pytest.fixture
 def inline(monkeypatch):
-    context = SimpleNamespace(Manager=lambda: nullcontext(SimpleNamespace(Queue=queue.Queue)))
+    context = SimpleNamespace(Queue=queue.Queue)
     monkeypatch.setattr(comparison, "ProcessPoolExecutor", InlinePool)
     monkeypatch.setattr(comparison, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
     monkeypatch.setattr(comparison, "_progress", None)
@@ -161,6 +164,36 @@ def test_nothing_is_written_where_no_run_ends_well(configs, tmp_path, inline):
     bold = replace(configs[0], engine=replace(configs[0].engine, lr=1e30))
     frame, failures = compare([bold], tmp_path)
     assert frame.empty and len(failures) == 1 and not (tmp_path / RESULTS).exists()
+
+
+@pytest.mark.slow  # two processes import torch
+def test_workers_end_with_a_comparison_that_is_killed(npz, tmp_path):
+    command = [sys.executable, "-m", "routing_marl", "compare", "--suite", str(npz), "--out", str(tmp_path)]
+    options = ["--methods", "wpl,random", "--seeds", "0", "--epochs", "100000", "--workers", "2", "--threads", "1"]
+    comparison = subprocess.Popen([*command, *options], start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_until(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
+    comparison.kill()
+    comparison.wait()
+
+    def all_gone():
+        try:
+            os.killpg(comparison.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    try:
+        wait_until(all_gone)
+    finally:
+        if not all_gone():
+            os.killpg(comparison.pid, signal.SIGKILL)
+
+
+def wait_until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow  # three processes import torch
