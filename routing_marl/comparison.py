@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import parent_process
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -22,6 +23,7 @@ from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
 from routing_marl.files import output_folder
 from routing_marl.results import MEAN_TASK, read_results, write_results
+from routing_marl.suites import TaskSuite, make_suite
 from routing_marl.training import CHECKPOINT, RESULTS, Progress, read_checkpoint, train
 
 RUNS = "runs"
@@ -147,7 +149,6 @@ def _pass_on(reports: _Reports, on_progress: Callable[[Progress], None] | None) 
 
 def _start_worker(threads: int, reports: _Reports) -> None:
     global _progress
-    keep_freed_memory()
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _progress = reports.put
@@ -161,7 +162,15 @@ def _end_with_parent() -> None:
 
 
 def _run(config: RunConfig, folder: Path) -> None:
-    train(config, folder, resume=True, on_progress=_progress)
+    suite = _suite(config.suite, config.data_dir, config.validation, config.full_test)
+    keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
+    train(config, folder, resume=True, suite=suite, on_progress=_progress)
+
+
+@lru_cache(maxsize=1)
+def _suite(name: str, data_dir: str | None, validation: float | None, full_test: bool) -> TaskSuite:
+    """A worker's runs are mostly of the same suite."""
+    return make_suite(name, data_dir, validation=validation, full_test=full_test)
 
 
 def final_scores(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:

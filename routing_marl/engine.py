@@ -209,8 +209,9 @@ class RoutingEngine:
         with self._computing(play.learning):
             choice = actions.long().clone()  # a client's inference tensor could not be kept for the backward pass
             legal = mask.gather(-1, choice[..., None])[..., 0]
-            passing = torch.full_like(choice, self.network.pass_action)
-            substitute = torch.where(mask[..., self.network.pass_action], passing, mask.int().argmax(-1))
+            substitute = self._substitutes[depth]
+            if play.stopped is not None:  # for those that have stopped, only STOP is legal
+                substitute = torch.where(play.stopped, self.network.stop_action or 0, substitute)
             action = torch.where(legal, choice, substitute)
             active = None
             if play.stopped is not None:
@@ -322,6 +323,9 @@ class RoutingEngine:
             self.optimizers.append(torch.optim.Adam(dense, lr=self.config.lr, fused=True))
         if stacked:
             self.optimizers.append(RowAdam(stacked, lr=self.config.lr))
+        legal, passing = self.network.legal, self.network.pass_action
+        # What acts in place of an illegal action, at each depth.
+        self._substitutes = torch.where(legal[:, passing], passing, legal.int().argmax(-1))
         self._agreement = Agreement(self.network.legal, self.suite.n_tasks, self.config.history)
         self.updates = 0
         """Number of updates of the blocks so far."""
