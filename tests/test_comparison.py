@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -167,29 +168,37 @@ def test_nothing_is_written_where_no_run_ends_well(configs, tmp_path, inline):
 
 
 @pytest.mark.slow  # two processes import torch
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_workers_end_with_a_comparison_that_is_killed(npz, tmp_path):
     command = [sys.executable, "-m", "routing_marl", "compare", "--suite", str(npz), "--out", str(tmp_path)]
     options = ["--methods", "wpl,random", "--seeds", "0", "--epochs", "100000", "--workers", "2", "--threads", "1"]
     comparison = subprocess.Popen([*command, *options], start_new_session=True, stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
-    comparison.kill()
-    comparison.wait()
-
-    def all_gone():
-        try:
-            os.killpg(comparison.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
     try:
-        wait_until(all_gone)
+        wait_until(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
+        assert len(alive(comparison.pid)) >= 3
+        comparison.kill()
+        comparison.wait()
+        wait_until(lambda: not alive(comparison.pid))
     finally:
-        if not all_gone():
+        if alive(comparison.pid):
             os.killpg(comparison.pid, signal.SIGKILL)
+        comparison.wait()
 
 
-def wait_until(condition, seconds=60.0):
+def alive(group):
+    """The processes of a group, but for those that nobody has buried yet."""
+    processes = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it has just ended
+        if int(process_group) == group and state != "Z":
+            processes.append(path.parent.name)
+    return processes
+
+
+def wait_until(condition, seconds=240.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
