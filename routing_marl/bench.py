@@ -25,6 +25,7 @@ from routing_marl.config import EngineConfig, Precision, RunConfig
 from routing_marl.engine import RoutingEngine
 from routing_marl.envs.routing_v0 import RoutingParallelEnv
 from routing_marl.errors import UserError
+from routing_marl.evaluation import evaluate
 from routing_marl.network import SimpleConvNet, routing_all_fc
 from routing_marl.protocol import Agent, Observation, Trajectory
 from routing_marl.suites import TaskSuite, digits, make_suite
@@ -171,7 +172,7 @@ def epochs_per_hour(settings: Settings) -> Iterator[Figure]:
         engine = _engine(settings, suite=suite, instances=instances, precision="bf16")
         agent = WPL(engine.spec, seed=0)
         step = np.median(list(_rounds(partial(play_episode, engine, agent), settings.seconds)))
-        evaluation = next(_rounds(partial(_evaluate, engine, agent), 0.0, warmup=0))
+        evaluation = next(_rounds(partial(evaluate, engine, agent, "test"), 0.0, warmup=0))
         hours = (engine.steps_per_epoch * step + evaluation) / 3600
         what = f"epochs/h of cifar100_mtl ({source}), WPL, bf16, batch {20 * instances}, with evaluation"
         yield _figure(f"epochs_per_hour_batch_{20 * instances}", what, [float(1 / hours)], unit="1/h")
@@ -383,12 +384,6 @@ def _door_episode(env: RoutingParallelEnv, routes: list[list[int]], options: dic
     env.reset(options=options)
     for actions in routes:
         env.step(dict(zip(env.possible_agents, actions, strict=True)))
-
-
-def _evaluate(engine: RoutingEngine, agent: Agent) -> None:
-    from routing_marl.evaluation import evaluate
-
-    evaluate(engine, agent, "test").metrics.accuracy.sum()
 
 
 def _test_accuracy(run: Run) -> float:

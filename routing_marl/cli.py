@@ -189,18 +189,23 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that these words stand for; exits with code 2 where they stand for none."""
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="routing-marl",
+        description="Routing networks as a multi-agent game.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. Bad input is one line and exit code 2; Ctrl-C is exit code 130."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="routing-marl",
-            description="Routing networks as a multi-agent game.",
-            args=arguments,
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-        )
+        command = parse(arguments)
         if command.threads is not None and command.threads < 1:
             raise UserError(f"threads is {command.threads}; it must be at least 1")
         if command.json is not None:
