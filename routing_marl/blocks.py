@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, vmap
 
 from routing_marl.errors import UserError
-from routing_marl.grouped import Groups, grouped_linear
+from routing_marl.grouped import arrange, group, grouped_linear
 from routing_marl.synchronisation import may_wait
 
 Parameters = Mapping[str, Tensor]
@@ -120,6 +120,7 @@ class StackedBlocks(RoutedLayer):
         self.n_blocks = len(blocks)
         self._idle = idle
         self._names = [name for name, _ in blocks[0].named_parameters()]
+        self._block_bytes = max((4 * p.numel() for p in blocks[0].parameters()), default=1)
         states = [dict(block.named_parameters()) for block in blocks]
         for name in self._names:
             rows = [state[name].detach() for state in states]
@@ -166,24 +167,18 @@ class StackedBlocks(RoutedLayer):
 
     def _grouped(self, chain: Chain, x: Tensor, block: Tensor) -> Tensor:
         """As ``forward``, for fully connected blocks, where the routes may be looked at."""
-        order = block.argsort(stable=True)
-        index, counts = torch.unique_consecutive(block[order], return_counts=True)
-        instances = x.shape[1:-1].numel()
-        n_idle = int(counts[-1]) if int(index[-1]) == self.n_blocks else 0
-        taken = len(index) - (n_idle > 0)
-        groups = Groups(index[:taken], (counts[:taken] * instances).tolist())
-        ordered = x[order]
-        out = ordered[: len(ordered) - n_idle].flatten(0, -2)
+        rows = x.flatten(1, -2)
+        groups = group(block, self.n_blocks, rows.shape[1], self._block_bytes)
+        out = arrange(rows, groups)
         for prefix, part in chain:
             if type(part) is nn.Linear:
                 weight = getattr(self, _slot(f"{prefix}weight"))
                 out = grouped_linear(out, weight, getattr(self, _slot(f"{prefix}bias"), None), groups)
             else:
                 out = part(out)
-        out = out.view(-1, *x.shape[1:-1], out.shape[-1])
-        if n_idle:
-            out = torch.cat([out, ordered[len(ordered) - n_idle :].to(out.dtype)])
-        return out[order.argsort()]
+        if len(groups.idle):
+            out = torch.cat([out, rows[groups.idle].to(out.dtype)])
+        return out.index_select(0, groups.position).view(*x.shape[:-1], out.shape[-1])
 
     def _blocks_of(self, x: Tensor, rows: Tensor) -> Tensor:
         parameters = {name: _TakeRows.apply(getattr(self, _slot(name)), rows) for name in self._names}

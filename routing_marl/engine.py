@@ -96,6 +96,7 @@ class _Play:
         self.v = v
         self.learning = learning
         self.stopped: Bool[Tensor, "episode task"] | None = None
+        self.mask: Bool[Tensor, "episode task action"]
         self.actions: list[Tensor] = []
         self.rewards: list[Tensor] = []
         self.masks: list[Tensor] = []
@@ -179,7 +180,8 @@ class RoutingEngine:
         if not self._started:
             self.start(self._seed)
         learning = split == "train"
-        self.network.train(learning)
+        if self.network.training != learning:
+            self.network.train(learning)
         with self._computing(learning):
             batch = batch or Batch(*self._order(split).draw())
             v = self.network.encode(self.suite.images[batch.image])
@@ -204,8 +206,7 @@ class RoutingEngine:
         play = self._playing()
         if reported is None and self.config.agreement == "reported":
             raise UserError("agreement is 'reported', but no probabilities were given; step needs `reported`")
-        depth = len(play.actions)
-        mask = self._mask(play)
+        depth, mask = len(play.actions), play.mask
         with self._computing(play.learning):
             choice = actions.long().clone()  # a client's inference tensor could not be kept for the backward pass
             legal = mask.gather(-1, choice[..., None])[..., 0]
@@ -362,7 +363,8 @@ class RoutingEngine:
             pooled = pooled.mean(2).clamp(-FEATURE_BOUND, FEATURE_BOUND)
             features = nn.functional.pad(pooled, (0, self.spec.n_features - pooled.shape[-1]))
             play.features.append(features)
-        return Observation(len(play.actions), self._mask(play), features)
+        play.mask = self._mask(play)
+        return Observation(len(play.actions), play.mask, features)
 
     def _finish(self, play: _Play) -> Outcome:
         logits, label = self.network.logits(play.v), play.batch.label
@@ -377,7 +379,8 @@ class RoutingEngine:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.config.lr * self.config.lr_decay**cuts
-            optimizer.zero_grad()
+                for parameter in group["params"]:
+                    parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             optimizer.step()

@@ -70,21 +70,18 @@ class RowAdam(torch.optim.Optimizer):
             if parameter not in self._views:
                 columns = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
                 self._views[parameter] = list(zip(*(c.unbind(0) for c in columns), strict=True))
-            views, scratch = self._views[parameter], len(parameter) - 1
             assert parameter.grad is not None
-            sums: dict[int, Tensor] = {}
-            entries = parameter.grad._values().unbind(0)
-            for row, entry in zip(parameter.grad._indices()[0].tolist(), entries, strict=True):
-                if row in sums:
-                    # Not in place: two parameters may have one and the same gradient.
-                    sums[row] = sums[row] + entry
-                elif row != scratch:
-                    sums[row] = entry
-            taken = list(sums)
-            if taken:
-                state["step"][taken] += 1
-            rows += [views[row] for row in taken]
-            gradients += sums.values()
+            index, values = parameter.grad._indices()[0], parameter.grad._values()
+            taken, scratch = index.tolist(), len(parameter) - 1
+            if scratch in taken or len(set(taken)) < len(taken):
+                index, values = sum_rows(index, values, len(parameter))
+                taken = index.tolist()
+                if scratch in taken:  # they come last
+                    taken = taken[: taken.index(scratch)]
+                    index, values = index[: len(taken)], values[: len(taken)]
+            state["step"].index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
+            rows += [self._views[parameter][row] for row in taken]
+            gradients += values.unbind(0)
         if rows:
             params, first, second, steps = (list(column) for column in zip(*rows, strict=True))
             torch._fused_adam_(
