@@ -23,8 +23,9 @@ from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
 from routing_marl.files import write_json
 from routing_marl.methods import METHODS, check_settings, find_method, make_game
+from routing_marl.recipes import digits, make_suite
 from routing_marl.results import MEAN_TASK
-from routing_marl.suites import TaskSuite, count_rows, digits, make_suite
+from routing_marl.suites import TaskSuite, count_rows
 
 
 def train(options: "cli.Train") -> None:

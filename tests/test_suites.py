@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 
 from routing_marl import data
 from routing_marl.errors import UserError
-from routing_marl.suites import (
-    Split,
-    TaskSuite,
-    cifar100_mtl,
-    count_rows,
-    digits,
-    load_npz,
-    make_suite,
-    mnist_mtl,
-)
+from routing_marl.npz_suite import load_npz
+from routing_marl.partition import Split
+from routing_marl.recipes import cifar100_mtl, digits, make_suite, mnist_mtl
+from routing_marl.suites import TaskSuite, count_rows
 
 
 def of_task(split, task):
