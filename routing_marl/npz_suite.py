@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from routing_marl.data import check_images, check_integers, check_labels, read_npz
+from routing_marl.arrays import check_images, check_integers, check_labels, read_npz
 from routing_marl.errors import UserError
 from routing_marl.partition import one_against_rest
 from routing_marl.suites import TaskSuite

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from routing_marl.data import as_array, check_integers, check_labels
+from routing_marl.arrays import as_array, check_integers, check_labels
 from routing_marl.errors import UserError
 from routing_marl.randomness import check_seed
 
@@ -48,6 +49,23 @@ class Split:
         images, labels = [image for image, _ in tasks], [label for _, label in tasks]
         offset = torch.tensor([0, *(len(image) for image in images)]).cumsum(0)
         return cls(torch.from_numpy(joined(images)), torch.from_numpy(joined(labels)), offset)
+
+    def check(self, where: str, part: str, tasks: Sequence[str], n_classes: Sequence[int], n_images: int) -> None:
+        """Raises UserError where a task has no instances, an index or a label is out of range, or all is one class."""
+        if len(self.sizes) != len(tasks):
+            raise UserError(f"{where}: {part} has {len(self.sizes)} tasks, not {len(tasks)}")
+        for task, instances in enumerate(self.offset.unfold(0, 2, 1).tolist()):
+            image, label = self.image[slice(*instances)], self.label[slice(*instances)]
+            what = f"{where}, task {tasks[task]}, {part}"
+            if len(image) == 0:
+                raise UserError(f"{what}: no instances; at least one is needed")
+            if image.min() < 0 or image.max() >= n_images:
+                raise UserError(f"{what}: image index out of range; there are {n_images} images")
+            if label.min() < 0 or label.max() >= n_classes[task]:
+                worst = int(label.min() if label.min() < 0 else label.max())
+                raise UserError(f"{what}: label {worst}; labels go from 0 to {n_classes[task] - 1}")
+            if part == "train" and (label == label[0]).all():
+                raise UserError(f"{what}: one class only; at least two are needed")
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on another device."""
@@ -118,6 +136,17 @@ def hold_out(
     return stay, held
 
 
+def rank_within_class(
+    label: Int64[np.ndarray, " image"], rng: np.random.Generator
+) -> tuple[Int64[np.ndarray, " image"], Int64[np.ndarray, " image"]]:
+    """Each image's place, from 0, in a random order of its class; and the size of its class."""
+    order = np.lexsort((rng.random(len(label)), label))
+    sizes = np.bincount(label)
+    rank = np.empty(len(label), np.int64)
+    rank[order] = np.arange(len(label)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return rank, sizes[label]
+
+
 def one_against_rest(labels: Int64[np.ndarray, " image"], n_classes: int) -> dict[str, Any]:
     """One task per class, as labels of all images: 1 where the image is of the class."""
     return {f"is_{k}": (labels == k).astype(np.int64) for k in range(n_classes)}
@@ -138,14 +167,13 @@ def channel_statistics(
 ) -> tuple[Float32[Tensor, " channel"], Float32[Tensor, " channel"]]:
     """Mean and deviation of the images that the tasks use, each counted once; exact, in whole numbers."""
     index = np.unique(joined([image for image, _ in tasks.values()]))
-    channels = images.shape[-1]
-    histogram = np.zeros((channels, 256))
-    for start in range(0, len(index), 2048):
-        pixels = images.numpy()[index[start : start + 2048]].reshape(-1, channels)
-        for channel in range(channels):
-            histogram[channel] += np.bincount(pixels[:, channel], minlength=256)
-    share, value = histogram / max(1, histogram[0].sum()), np.arange(256) / 255
-    mean = share @ value
-    std = np.sqrt((share * (value - mean[:, None]) ** 2).sum(1))
-    std[std < 1e-6] = 1.0
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+    flat = images.numpy().reshape(len(images), -1)
+    total, squares = np.zeros((2, flat.shape[1]), np.int64)
+    for start in range(0, len(index), 256):
+        pixels = flat[index[start : start + 256]].astype(np.uint32)
+        total += pixels.sum(0, dtype=np.int64)
+        squares += np.einsum("ij,ij->j", pixels, pixels).astype(np.int64)
+    n = max(1, len(index)) * images.shape[1] * images.shape[2]
+    per_channel = zip(*(sums.reshape(-1, images.shape[-1]).sum(0).tolist() for sums in (total, squares)), strict=True)
+    mean, std = zip(*((one / n / 255, sqrt(n * two - one**2) / n / 255) for one, two in per_channel), strict=True)
+    return torch.tensor(mean), torch.tensor([1.0 if deviation < 1e-6 else deviation for deviation in std])

@@ -1,21 +1,23 @@
 """Task suites: sets of classification tasks over images that are stored once.
 
 The built-in ones are in :mod:`routing_marl.recipes`. Own arrays come in through :meth:`TaskSuite.from_arrays`,
-own files through :func:`routing_marl.npz_suite.load_npz`.
+own files through :meth:`TaskSuite.from_folder` and :func:`routing_marl.npz_suite.load_npz`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
-from routing_marl.data import Array, check_images
+from routing_marl.arrays import Array, check_images
 from routing_marl.errors import UserError
+from routing_marl.image_folders import read_task_folders
 from routing_marl.partition import Split, channel_statistics, check_fraction, check_tasks, count_classes, hold_out
 
 SPLITS = ("train", "validation", "test")
@@ -38,6 +40,8 @@ class TaskSuite:
         std: standard deviation likewise; 1 where a channel is constant.
         validation: instances for choices made during training; None where none were held out.
         class_names: names of the classes of each task, or None.
+        clusters: where it is known which tasks belong together, the number of each task's cluster, 0, 1, ...: the truth
+            that routes can be scored against. No method sees it.
 
     Raises:
         UserError: no task, a task with fewer than two classes in its training split, a task without
@@ -54,6 +58,7 @@ class TaskSuite:
     std: Float32[Tensor, " channel"]
     validation: Split | None = None
     class_names: tuple[tuple[str, ...], ...] | None = None
+    clusters: Int64[Tensor, " task"] | None = None
 
     def __post_init__(self) -> None:
         n_tasks = len(self.task_names)
@@ -64,9 +69,13 @@ class TaskSuite:
         named = self.n_classes if self.class_names is None else tuple(map(len, self.class_names))
         if len(self.n_classes) != n_tasks or named != self.n_classes:
             raise UserError(f"suite {self.name}: task_names, n_classes and class_names do not fit together")
+        if self.clusters is not None:
+            told = sorted(set(self.clusters.tolist()))
+            if len(self.clusters) != n_tasks or told != [*range(len(told))]:
+                raise UserError(f"suite {self.name}: clusters must be {n_tasks} numbers of 0, 1, ..., none left out")
         used: dict[str, Bool[Tensor, " image"]] = {}
         for part, split in self.splits.items():
-            self._check_split(part, split)
+            split.check(f"suite {self.name}", part, self.task_names, self.n_classes, len(self.images))
             used[part] = torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device)
             used[part][split.image] = True
             for other in used.keys() - {part}:
@@ -75,22 +84,6 @@ class TaskSuite:
                         f"suite {self.name}: image {int(both.int().argmax())} is in {other} and in {part}; "
                         "an image belongs to one split"
                     )
-
-    def _check_split(self, part: str, split: Split) -> None:
-        if len(split.sizes) != len(self.task_names):
-            raise UserError(f"suite {self.name}: {part} has {len(split.sizes)} tasks, not {len(self.task_names)}")
-        for task, instances in enumerate(split.offset.unfold(0, 2, 1).tolist()):
-            image, label = split.image[slice(*instances)], split.label[slice(*instances)]
-            where = f"suite {self.name}, task {self.task_names[task]}, {part}"
-            if len(image) == 0:
-                raise UserError(f"{where}: no instances; at least one is needed")
-            if image.min() < 0 or image.max() >= len(self.images):
-                raise UserError(f"{where}: image index out of range; there are {len(self.images)} images")
-            if label.min() < 0 or label.max() >= self.n_classes[task]:
-                worst = int(label.min() if label.min() < 0 else label.max())
-                raise UserError(f"{where}: label {worst}; labels go from 0 to {self.n_classes[task] - 1}")
-            if part == "train" and (label == label[0]).all():
-                raise UserError(f"{where}: one class only; at least two are needed")
 
     def __copy__(self) -> "TaskSuite":
         return self
@@ -139,8 +132,9 @@ class TaskSuite:
         if torch.empty(0, device=device).device == self.images.device:
             return self
         moved = {name: getattr(self, name).to(device) for name in ("images", "train", "test", "mean", "std")}
-        validation = None if self.validation is None else self.validation.to(device)
-        return replace(self, validation=validation, **moved)
+        may_lack = ("validation", "clusters")
+        moved |= {name: None if (value := getattr(self, name)) is None else value.to(device) for name in may_lack}
+        return replace(self, **moved)
 
     @classmethod
     def from_arrays(
@@ -153,6 +147,7 @@ class TaskSuite:
         test_images: Array | None = None,
         validation: Mapping[str, Any] | float = 0.0,
         class_names: Mapping[str, Sequence[str]] | None = None,
+        clusters: Mapping[str, int] | None = None,
         seed: int = 0,
     ) -> "TaskSuite":
         """Makes a suite of your own arrays (numpy or torch), which are copied.
@@ -179,6 +174,7 @@ class TaskSuite:
                 combination of task and class. 0: there is no validation split.
             class_names: by task, which then also tells the number of classes. Without it, the training labels
                 tell, and none may be left out.
+            clusters: the cluster of each task, see :class:`TaskSuite`.
             seed: decides which images are held out.
 
         Raises:
@@ -210,6 +206,8 @@ class TaskSuite:
         }
         if len(n_classes) < len(train):
             raise UserError(f"suite {name}: class_names lacks a task; they are needed for all or none")
+        if clusters is not None and clusters.keys() != train.keys():
+            raise UserError(f"suite {name}: clusters are not of the tasks; one number per task is needed")
         stored = torch.from_numpy(np.concatenate(pixels))
         stored = stored if stored.ndim == 4 else stored[..., None]
         mean, std = channel_statistics(stored, parts["train"])
@@ -221,27 +219,47 @@ class TaskSuite:
             mean=mean,
             std=std,
             class_names=tuple(tuple(class_names[task]) for task in train) if class_names else None,
+            clusters=None if clusters is None else torch.tensor([clusters[task] for task in train]),
             **{part: Split.of([tasks[task] for task in train]) for part, tasks in parts.items()},
         )
 
+    @classmethod
+    def from_folder(
+        cls,
+        root: str | Path,
+        *,
+        size: tuple[int, int] | None = None,
+        test: float = 0.2,
+        validation: float = 0.0,
+        seed: int = 0,
+    ) -> "TaskSuite":
+        """Makes a suite of images in folders, ``root/task/class/image``; the folder's name is the suite's.
 
-@dataclass(frozen=True)
-class CountRow:
-    """How many instances of each class one task has in one split."""
+        With folders ``root/train`` and ``root/test`` (and perhaps ``root/validation``) that hold the tasks, these are
+        the splits. An image that stands in several tasks is stored once, and all of it in one split.
 
-    suite: str
-    task: str
-    split: str
-    total: int
-    per_class: tuple[int, ...]
+        Args:
+            root: the folder.
+            size: height and width that the images are brought to; None: they have one size already.
+            test: fraction of the images to test on, in equal shares of every class; without a folder of test images.
+            validation: fraction of the training images to hold out; without a folder of validation images.
+            seed: decides which images are held out.
 
-
-def count_rows(suite: TaskSuite) -> list[CountRow]:
-    """The counts of a suite, task by task and split by split."""
-    rows = []
-    for task, (name, n_classes) in enumerate(zip(suite.task_names, suite.n_classes, strict=True)):
-        for part, split in suite.splits.items():
-            label = split.label[split.offset[task] : split.offset[task + 1]]
-            per_class = tuple(label.bincount(minlength=n_classes).tolist())
-            rows.append(CountRow(suite.name, name, part, len(label), per_class))
-    return rows
+        Raises:
+            UserError: a folder or a file is not as described; the message names it.
+        """
+        root = Path(root)
+        images, tasks, class_names = read_task_folders(root, size)
+        if "" in tasks:
+            check_fraction(test, f"suite {root.name}: test")
+            tasks["train"], tasks["test"] = hold_out(tasks.pop(""), len(images), test, seed)
+        held_out = tasks.get("validation", validation)
+        return cls.from_arrays(
+            root.resolve().name,
+            images,
+            tasks["train"],
+            tasks["test"],
+            validation=held_out,
+            class_names=class_names,
+            seed=seed,
+        )

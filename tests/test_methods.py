@@ -10,7 +10,7 @@ from routing_marl.cli import main
 from routing_marl.config import AgentConfig, RunConfig
 from routing_marl.errors import UserError
 from routing_marl.methods import check_settings, find_method, make_game, settings_of
-from routing_marl.recipes import digits
+from routing_marl.paper_recipes import digits
 from routing_marl.results import read_results
 
 MODULE = '''
