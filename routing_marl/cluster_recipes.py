@@ -1,10 +1,10 @@
 """Suites whose tasks fall into known clusters, so that routes can be scored against the truth."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Int64, Shaped
 
 from routing_marl.class_names import CIFAR100_COARSE_NAMES, CIFAR100_FINE_TO_COARSE, OMNIGLOT_ALPHABETS
 from routing_marl.data import find_arrays, scikit_digits
@@ -16,7 +16,6 @@ from routing_marl.randomness import check_seed
 from routing_marl.suites import TaskSuite
 
 Labels = Int64[np.ndarray, " image"]
-Digits = UInt8[np.ndarray, "image height width"]
 
 
 def mnist_rotated(data_dir: str | Path | None = None, seed: int = 0, validation: float = 0.0) -> TaskSuite:
@@ -57,8 +56,8 @@ def clusters(data_dir: str | Path | None = None, seed: int = 0, validation: floa
 
     - CIFAR-100: the superclasses flowers, fruit and vegetables, insects and trees; 2,500 images to train on, 500 to
       test.
-    - MNIST, in a black frame: low (0 to 4), high, even and odd digits; 500 images per class to train on and 100 to
-      test, none of them in two tasks.
+    - MNIST, in a black frame: four times the ten digits; each task has 250 images of each to train on and 50 to test,
+      of its own.
     - Omniglot, brought to this size, white on black: the alphabets Gujarati, Sylheti, Arcadian and Tibetan, with all
       their characters (26 to 48); 14 drawings of each to train on and 6 to test.
 
@@ -89,44 +88,38 @@ def clusters(data_dir: str | Path | None = None, seed: int = 0, validation: floa
 def digit_clusters(seed: int = 0, validation: float = 0.0) -> TaskSuite:
     """Nine tasks from three worlds, three each, made of scikit-learn's 8x8 digits: clusters without a download.
 
-    In every world all tasks are the same, to tell ten digits, but each has its own third of the images: to share with
-    the own world is to have three times the data. The worlds are the digits as they are, turned by 90 degrees, and with
-    their pixels in another order; each world numbers the digits in an order of its own, so that to share with another
-    world is to be told contradictions. A fifth of the digits are test images in all worlds, and only there.
+    Each task is to tell ten digits. The worlds number them in three orders, no digit alike in two of them, so that a
+    network shared by all worlds is told contradictions, and is right a third of the time at best. The three tasks of a
+    world are the same question, but each has its own third of the training images: to share with the own world is to
+    have three times the data. A fifth of the images are the test split of all tasks.
+
+    Worlds that differ in their pixels instead (turned, permuted) would be no such test: a net with all blocks shared
+    tells them apart by itself, and is as good as one with the true clusters.
 
     Args:
         seed: decides the orders, and which images go where.
-        validation: fraction of the training images to hold out, in all worlds the same digits. 0: none.
+        validation: fraction of the training images to hold out, the same for all tasks. 0: none.
     """
     check_fraction(validation, "suite digit_clusters: validation")
-    pixels, digit = scikit_digits()
     check_seed(seed)
+    images, digit = scikit_digits()
     rng = np.random.default_rng([seed, 6])
-    everything = {"digit": (np.arange(len(digit)), digit)}
-    rest, test = hold_out(everything, len(digit), 0.2, seed)
+    rest, test = hold_out({"": (np.arange(len(digit)), digit)}, len(digit), 0.2, seed)
     rest, held = hold_out(rest, len(digit), validation, seed)
-    order = rng.permutation(pixels[0].size)
-    worlds: dict[str, Callable[[Digits], Digits]] = {
-        "plain": lambda images: images,
-        "turned": lambda images: np.rot90(images, axes=(1, 2)),
-        "permuted": lambda images: images.reshape(len(images), -1)[:, order].reshape(images.shape),
-    }
     parts: dict[str, dict[str, Instances]] = {"train": {}, "validation": {}, "test": {}}
-    names, cluster = {}, {}
-    for number, world in enumerate(worlds):
-        numbering = rng.permutation(10) if number else np.arange(10)
-        for part, source in (("train", rest), ("validation", held), ("test", test)):
-            index, label = source["digit"]
-            third = rank_within_class(label, rng)[0] % 3
-            for k in range(3):
-                mine = index[third == k] if part == "train" else index
-                parts[part][f"{world}_{k}"] = number * len(digit) + mine, numbering[digit[mine]]
+    order, names, cluster = rng.permutation(10), {}, {}
+    for world in range(3):
+        numbering = (order + 3 * world) % 10
+        index, label = rest[""]
+        third = rank_within_class(label, rng)[0] % 3
         for k in range(3):
-            names[f"{world}_{k}"] = [str(d) for d in np.argsort(numbering)]
-            cluster[f"{world}_{k}"] = number
+            task = f"order_{'abc'[world]}_{k + 1}"
+            for part, members in (("train", index[third == k]), ("validation", held[""][0]), ("test", test[""][0])):
+                parts[part][task] = members, numbering[digit[members]]
+            names[task], cluster[task] = [*map(str, np.argsort(numbering))], world
     return TaskSuite.from_arrays(
         "digit_clusters",
-        np.concatenate([change(pixels) for change in worlds.values()]),
+        images,
         parts["train"],
         parts["test"],
         validation=parts["validation"] if validation else 0.0,
@@ -152,19 +145,17 @@ def _cifar_world(data_dir: str | Path | None, seed: int) -> World:
 def _mnist_world(data_dir: str | Path | None, seed: int) -> World:
     data = find_arrays("mnist", data_dir)
     rng = np.random.default_rng([seed, 7])
-    pools = [[rng.permutation(np.flatnonzero(y == k)) for k in range(10)] for y in (data.y_train, data.y_test)]
-    low, high, even, odd = range(5), range(5, 10), range(0, 10, 2), range(1, 10, 2)
-    for name, members in (("low_digits", low), ("high_digits", high), ("even_digits", even), ("odd_digits", odd)):
-        parts = []
-        for x, pool, count in ((data.x_train, pools[0], 500), (data.x_test, pools[1], 100)):
-            for digit in members:
-                taken, pool[digit] = pool[digit][:count], pool[digit][count:]
-                if len(taken) < count:
-                    raise UserError(f"{data.source}: too few images of a {digit}; {2 * count} of each are needed")
-                parts.append(x[taken])
-        label = np.concatenate([np.full(len(part), k % 5) for k, part in enumerate(parts)])
-        pixels = in_colour(framed(np.concatenate(parts), 32))
-        yield name, pixels, label, np.arange(len(label)) >= 5 * 500, [str(digit) for digit in members]
+    n_tasks, sizes = 4, (250, 50)
+    drawn = []
+    for x, y, size in ((data.x_train, data.y_train, sizes[0]), (data.x_test, data.y_test, sizes[1])):
+        rank, _ = rank_within_class(y, rng)
+        if np.bincount(y[rank < n_tasks * size], minlength=10).min() < n_tasks * size:
+            raise UserError(f"{data.source}: too few images of a digit; {n_tasks * sizes[0]} to train on are needed")
+        drawn.append([(x[index], y[index]) for k in range(n_tasks) if len(index := np.flatnonzero(rank // size == k))])
+    for k, ((x_train, y_train), (x_test, y_test)) in enumerate(zip(*drawn, strict=True)):
+        pixels = in_colour(framed(np.concatenate([x_train, x_test]), 32))
+        is_test = np.arange(len(pixels)) >= len(x_train)
+        yield f"digits_{k + 1}", pixels, np.concatenate([y_train, y_test]), is_test, [*data.class_names]
 
 
 def _omniglot_world(data_dir: str | Path | None, seed: int) -> World:
