@@ -14,7 +14,8 @@ from routing_marl.engine import FEATURE_BOUND, RoutingEngine, SplitName
 from routing_marl.errors import UserError
 from routing_marl.network import MakeNetwork, routing_all_fc
 from routing_marl.protocol import GameSpec
-from routing_marl.suites import TaskSuite, make_suite
+from routing_marl.recipes import make_suite
+from routing_marl.suites import TaskSuite
 
 
 def build_engine(

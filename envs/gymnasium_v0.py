@@ -67,7 +67,7 @@ from routing_marl.envs.building import begin, build_engine, observation_box
 from routing_marl.envs.rendering import action_names, routes_as_image, routes_as_text
 from routing_marl.errors import UserError
 from routing_marl.protocol import GameSpec, Observation, as_vectors
-from routing_marl.suites import make_suite
+from routing_marl.recipes import make_suite
 
 __all__ = ["SingleAgentRouting", "SingleAgentRoutingVectorEnv"]
 

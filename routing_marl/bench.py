@@ -27,8 +27,10 @@ from routing_marl.envs.routing_v0 import RoutingParallelEnv
 from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
 from routing_marl.network import SimpleConvNet, routing_all_fc
+from routing_marl.paper_recipes import digits
 from routing_marl.protocol import Agent, Observation, Trajectory
-from routing_marl.suites import TaskSuite, digits, make_suite
+from routing_marl.recipes import make_suite
+from routing_marl.suites import TaskSuite
 from routing_marl.synchronisation import synchronisations
 from routing_marl.training import Run, play_episode
 

@@ -54,13 +54,13 @@ class Play(Common):
     """The settings of a run that `train` and `compare` share."""
 
     suite: str = "digits"
-    """digits, mnist_mtl, cifar100_mtl, or the path of an .npz file of yours."""
+    """One that `routing-marl data` lists, or the path of an .npz file or a folder (task/class/image) of yours."""
     epochs: int = 5
     """Times that the training data is gone through."""
     validation: float | None = None
     """Share of the training data held out for validation; by default the suite's own."""
     full_test: bool = False
-    """All test images for each task, instead of the paper's 200 (mnist_mtl)."""
+    """All test images for each task, instead of the paper's 200 (mnist_mtl, fashion_mtl)."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -139,10 +139,14 @@ class Evaluate(Common):
 
 @dataclass(frozen=True)
 class Data(Common):
-    """Lists the data sets that are there, where they were looked for, and the instances of each task."""
+    """Lists the data sets that are there, where they were looked for, and the suites with the instances of tasks."""
 
     download: Annotated[tuple[str, ...], _listed(str, "NAME,NAME,...")] = ()
-    """Data sets to fetch first (mnist, cifar100)."""
+    """Data sets to fetch first (mnist, fashion_mnist, cifar100, omniglot)."""
+    show: str | None = None
+    """A suite to draw a contact sheet of, instead: a row of training images per task."""
+    out: Path | None = None
+    """Picture that the contact sheet goes to; by default <suite>.png."""
 
     def __call__(self) -> None:
         from routing_marl.commands import data

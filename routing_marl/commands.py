@@ -21,10 +21,12 @@ from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
-from routing_marl.files import write_json
+from routing_marl.files import check_output_file, write_json
 from routing_marl.methods import METHODS, check_settings, find_method, make_game
+from routing_marl.recipes import RECIPES, make_suite
 from routing_marl.results import MEAN_TASK
-from routing_marl.suites import TaskSuite, count_rows, digits, make_suite
+from routing_marl.suite_report import contact_sheet, count_rows
+from routing_marl.suites import TaskSuite
 
 
 def train(options: "cli.Train") -> None:
@@ -113,9 +115,19 @@ def evaluate(options: "cli.Evaluate") -> None:
 
 def data(options: "cli.Data") -> None:
     """``routing-marl data``."""
+    console = Console()
+    if options.out is not None and options.show is None:
+        raise UserError(f"out is {options.out}, but nothing is drawn; name a suite with --show")
+    if options.show is not None and options.out is not None:
+        check_output_file(options.out)
     for name in options.download:
         data_sets.download(name, options.data_dir)
-    console = Console()
+    if options.show is not None:
+        suite = make_suite(options.show, options.data_dir)
+        out = options.out or Path(f"{suite.name}.png")
+        plots.save(contact_sheet(suite), out)
+        console.print(f"{suite.n_tasks} tasks of {suite.name} in {out}", highlight=False)
+        return
     table = Table("data set", "where", "images", "train", "test", "classes", "MB", title="Data sets")
     rows = data_sets.describe(options.data_dir)
     for row in rows:
@@ -126,16 +138,20 @@ def data(options: "cli.Data") -> None:
         else:
             table.add_row(row.name, f"[yellow]{row.problem}[/yellow]", *["-"] * 5)
     console.print(table)
-    suites = [digits()] + [make_suite(f"{row.name}_mtl", options.data_dir) for row in rows if row.found]
     per_task = Table("suite", "split", "tasks", "instances per task", "of each class, first task", title="Suites")
     listed: dict[str, Any] = {}
-    for suite in suites:
-        for split in suite.splits:
-            of_split = [row for row in count_rows(suite) if row.split == split]
+    missing = {row.name for row in rows if not row.found}
+    for name, recipe in RECIPES.items():
+        if lacking := [data_set for data_set in recipe.data_sets if data_set in missing]:
+            per_task.add_row(name, f"[yellow]needs {', '.join(lacking)}[/yellow]", *["-"] * 3)
+            continue
+        instances = count_rows(make_suite(name, options.data_dir))
+        for split in dict.fromkeys(row.split for row in instances):
+            of_split = [row for row in instances if row.split == split]
             sizes = sorted({row.total for row in of_split})
             size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-            per_task.add_row(suite.name, split, str(len(of_split)), size, ", ".join(map(str, of_split[0].per_class)))
-            listed.setdefault(suite.name, {})[split] = {row.task: row.per_class for row in of_split}
+            per_task.add_row(name, split, str(len(of_split)), size, _numbers(of_split[0].per_class))
+            listed.setdefault(name, {})[split] = {row.task: row.per_class for row in of_split}
     console.print(per_task)
     if options.json:
         write_json(options.json, {"data_sets": [asdict(row) for row in rows], "suites": listed})
@@ -217,6 +233,13 @@ def _check_list(name: str, values: tuple[Any, ...]) -> None:
         raise UserError(f"{name} is empty; give at least one")
     if len(set(values)) < len(values):
         raise UserError(f"{name} is {','.join(map(str, values))}; each may be given once")
+
+
+def _numbers(values: tuple[int, ...]) -> str:
+    """One after the other, and those that repeat as ``10 x 20``."""
+    if len(values) > 2 and len(set(values)) == 1:
+        return f"{len(values)} x {values[0]:,}"
+    return ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
 
 
 def _percent(value: float, half: float = float("nan")) -> str:

@@ -22,8 +22,9 @@ from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
 from routing_marl.files import output_folder
+from routing_marl.recipes import make_suite
 from routing_marl.results import MEAN_TASK, read_results, write_results
-from routing_marl.suites import TaskSuite, make_suite
+from routing_marl.suites import TaskSuite
 from routing_marl.training import CHECKPOINT, RESULTS, Progress, read_checkpoint, train
 
 RUNS = "runs"

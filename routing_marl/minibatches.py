@@ -11,8 +11,8 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
 from routing_marl.errors import UserError
+from routing_marl.partition import Split
 from routing_marl.randomness import RandomStream
-from routing_marl.suites import Split
 
 Weighted: TypeAlias = tuple[
     Int64[Tensor, "episode task instance"],

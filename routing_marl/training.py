@@ -19,8 +19,9 @@ from routing_marl.evaluation import Evaluation, Tally, evaluate, reported
 from routing_marl.files import output_folder, write_json, write_whole
 from routing_marl.methods import make_game, settings_of
 from routing_marl.protocol import Agent
+from routing_marl.recipes import make_suite
 from routing_marl.results import Row, metric_rows, table, write_results
-from routing_marl.suites import TaskSuite, make_suite
+from routing_marl.suites import TaskSuite
 
 CHECKPOINT_FORMAT = 1
 CHECKPOINT, RESULTS, CONFIG, ROUTES = "checkpoint.pt", "results.parquet", "config.json", "routes.npz"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routing_marl import data
+from routing_marl import class_names, data
 from routing_marl.errors import UserError
 
 
@@ -79,7 +79,7 @@ def test_missing_data_says_where_and_how(tmp_path):
     for part in ("cifar100.npz", "cifar-100-python", "--download cifar100", "x_train", str(tmp_path)):
         assert part in message
     assert "\n" not in message
-    with pytest.raises(UserError, match="no data set 'imagenet'; there are mnist, cifar100"):
+    with pytest.raises(UserError, match="no data set 'imagenet'; there are mnist, fashion_mnist, cifar100, omniglot, "):
         data.find_arrays("imagenet", tmp_path)
 
 
@@ -122,12 +122,12 @@ def test_coarse_labels_must_agree_with_the_fine_ones(tmp_path):
 
 
 def test_superclass_table_is_a_partition():
-    assert len(set(data.CIFAR100_FINE_NAMES)) == 100
-    assert np.bincount(data.CIFAR100_FINE_TO_COARSE).tolist() == [5] * 20
-    assert list(data.CIFAR100_COARSE_NAMES) == sorted(data.CIFAR100_COARSE_NAMES)
+    assert len(set(class_names.CIFAR100_FINE_NAMES)) == 100
+    assert np.bincount(class_names.CIFAR100_FINE_TO_COARSE).tolist() == [5] * 20
+    assert list(class_names.CIFAR100_COARSE_NAMES) == sorted(class_names.CIFAR100_COARSE_NAMES)
     # The mapping that is passed around (fine classes 0 .. 9 and 99), independent of the table's form.
-    assert data.CIFAR100_FINE_TO_COARSE[:10] == (4, 1, 14, 8, 0, 6, 7, 7, 18, 3)
-    assert data.CIFAR100_FINE_TO_COARSE[99] == 13
+    assert class_names.CIFAR100_FINE_TO_COARSE[:10] == (4, 1, 14, 8, 0, 6, 7, 7, 18, 3)
+    assert class_names.CIFAR100_FINE_TO_COARSE[99] == 13
 
 
 def test_describe_tells_what_is_there_and_never_raises(tmp_path):
@@ -179,7 +179,7 @@ def test_the_table_is_the_one_in_the_real_file():
     if not folder or not (Path(folder) / "cifar100.npz").exists():
         pytest.skip("no cifar100.npz under ROUTING_MARL_DATA")
     with np.load(Path(folder) / "cifar100.npz") as real:
-        assert real["fine_to_coarse"].tolist() == list(data.CIFAR100_FINE_TO_COARSE)
-        assert real["coarse_names"].tolist() == list(data.CIFAR100_COARSE_NAMES)
-        assert real["class_names"].tolist() == list(data.CIFAR100_FINE_NAMES)
+        assert real["fine_to_coarse"].tolist() == list(class_names.CIFAR100_FINE_TO_COARSE)
+        assert real["coarse_names"].tolist() == list(class_names.CIFAR100_COARSE_NAMES)
+        assert real["class_names"].tolist() == list(class_names.CIFAR100_FINE_NAMES)
     assert data.find_arrays("cifar100").x_train.shape == (50000, 32, 32, 3)

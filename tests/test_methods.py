@@ -10,8 +10,8 @@ from routing_marl.cli import main
 from routing_marl.config import AgentConfig, RunConfig
 from routing_marl.errors import UserError
 from routing_marl.methods import check_settings, find_method, make_game, settings_of
+from routing_marl.paper_recipes import digits
 from routing_marl.results import read_results
-from routing_marl.suites import digits
 
 MODULE = '''
 import torch

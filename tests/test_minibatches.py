@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from routing_marl.errors import UserError
 from routing_marl.minibatches import Minibatches, sequential
+from routing_marl.partition import Split
 from routing_marl.randomness import RandomStream
-from routing_marl.suites import Split
 
 
 def split_of(sizes):

@@ -9,18 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing_marl import data
+from routing_marl import class_names, data
 from routing_marl.errors import UserError
-from routing_marl.suites import (
-    Split,
-    TaskSuite,
-    cifar100_mtl,
-    count_rows,
-    digits,
-    load_npz,
-    make_suite,
-    mnist_mtl,
-)
+from routing_marl.npz_suite import load_npz
+from routing_marl.paper_recipes import cifar100_mtl, digits, mnist_mtl
+from routing_marl.partition import Split
+from routing_marl.recipes import make_suite
+from routing_marl.suite_report import count_rows
+from routing_marl.suites import TaskSuite
 
 
 def of_task(split, task):
@@ -172,7 +168,7 @@ def check_cifar(suite, arrays):
     fine = torch.from_numpy(np.concatenate([arrays.y_train, arrays.y_test]))
     used = set()
     for task in range(20):
-        members = [k for k in range(100) if data.CIFAR100_FINE_TO_COARSE[k] == task]
+        members = [k for k in range(100) if class_names.CIFAR100_FINE_TO_COARSE[k] == task]
         for split in suite.splits.values():
             image, label = of_task(split, task)
             assert torch.equal(fine[image], torch.tensor(members)[label])

@@ -21,8 +21,9 @@ from routing_marl.errors import UserError
 from routing_marl.evaluation import Tally, evaluate
 from routing_marl.files import check_output_file, write_json, write_whole
 from routing_marl.methods import METHODS
+from routing_marl.recipes import make_suite
 from routing_marl.results import MEAN_TASK, SCHEMA, read_results, table
-from routing_marl.suites import TaskSuite, make_suite
+from routing_marl.suites import TaskSuite
 from routing_marl.training import CHECKPOINT, CONFIG, RESULTS, ROUTES, Run, TrainingFailed, read_checkpoint, train
 
 N_CLASSES = (2, 2, 4)
