@@ -20,13 +20,14 @@ from torch import nn
 
 from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, all_shared, per_task
 from routing_marl.allocator import keep_freed_memory
+from routing_marl.architecture import SimpleConvNet
 from routing_marl.baselines.cross_stitch import CrossStitch
 from routing_marl.config import EngineConfig, Precision, RunConfig
 from routing_marl.engine import RoutingEngine
 from routing_marl.envs.routing_v0 import RoutingParallelEnv
 from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
-from routing_marl.network import SimpleConvNet, routing_all_fc
+from routing_marl.network import routing_all_fc
 from routing_marl.paper_recipes import digits
 from routing_marl.protocol import Agent, Observation, Trajectory
 from routing_marl.recipes import make_suite

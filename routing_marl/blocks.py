@@ -2,12 +2,13 @@
 
 A layer maps ``x [decision, instance, *features]`` and ``block [decision]`` to ``[decision, instance, *out]``; the
 block index ``N`` (or anything above) means that the decision takes none and its representation is left as it is.
-:func:`routed_layer` picks the fastest of three implementations that compute the same function:
+:func:`routing_marl.layers.routed_layer` picks the fastest implementation of this function:
 
 * :class:`SharedBlock`: one block that everybody takes, so an ordinary module.
 * :class:`StackedBlocks`: homogeneous blocks, their parameters stacked as ``[N + 1, ...]``, and gradients that are
   sparse over blocks. On a GPU batched products of static shape, without host synchronisation; on the CPU a product per
   block that was taken (fully connected blocks) or likewise batched ones (all others).
+* :class:`~routing_marl.convolution.ConvolutionalBlocks`: the same for convolution and batch norm.
 * :class:`LoopedBlocks`: any mixture of modules, one call per block that was taken.
 """
 
@@ -29,7 +30,8 @@ Parameters = Mapping[str, Tensor]
 Chain = list[tuple[str, nn.Module]]
 BatchedModule = Callable[[Parameters, Tensor], Tensor]
 
-_ELEMENTWISE = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh)
+ELEMENTWISE = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh)
+"""Modules without parameters that act on each value alone."""
 
 
 class RoutedLayer(nn.Module):
@@ -46,22 +48,6 @@ class RoutedLayer(nn.Module):
     ) -> Float[Tensor, "decision instance *out"]:
         """Sends the instances of each decision through its block; see the module's docstring."""
         raise NotImplementedError
-
-
-def routed_layer(blocks: Sequence[nn.Module], *, idle: bool) -> RoutedLayer:
-    """A routed layer of these blocks.
-
-    Args:
-        blocks: the N function blocks; each maps ``[batch, *features]`` to ``[batch, *out]``.
-        idle: whether decisions may take no block (PASS, STOP).
-    """
-    if not blocks:
-        raise UserError("a routed layer has 0 blocks; it needs at least 1")
-    if len(blocks) == 1 and not idle:
-        return SharedBlock(blocks[0])
-    if _stackable(blocks):
-        return StackedBlocks(blocks, idle=idle)
-    return LoopedBlocks(blocks)
 
 
 class SharedBlock(RoutedLayer):
@@ -125,8 +111,9 @@ class StackedBlocks(RoutedLayer):
         for name in self._names:
             rows = [state[name].detach() for state in states]
             # The scratch row is a block as good as any: one of zeros could turn its gradient, and so all, into NaN.
-            stacked = nn.Parameter(torch.stack([*rows, rows[0]]))
-            self.register_parameter(_slot(name), stacked)
+            # Contiguous, as the gradients are: the optimizer takes both for plain arrays.
+            stacked = nn.Parameter(torch.stack([*rows, rows[0]]).contiguous())
+            self.register_parameter(slot_of(name), stacked)
         # In a tuple, so that the template's own (meta) parameters are not this module's.
         self._template = (copy.deepcopy(blocks[0]).to("meta"),)
         self._chain = _chain(self._template[0])
@@ -140,7 +127,7 @@ class StackedBlocks(RoutedLayer):
         """Views of one block's parameters, under the names that they had in the block."""
         if not 0 <= block < self.n_blocks:
             raise UserError(f"block is {block}; this layer has blocks 0 to {self.n_blocks - 1}")
-        return {name: getattr(self, _slot(name))[block] for name in self._names}
+        return {name: getattr(self, slot_of(name))[block] for name in self._names}
 
     def forward(
         self, x: Float[Tensor, "decision instance *features"], block: Int[Tensor, " decision"]
@@ -172,8 +159,8 @@ class StackedBlocks(RoutedLayer):
         out = arrange(rows, groups)
         for prefix, part in chain:
             if type(part) is nn.Linear:
-                weight = getattr(self, _slot(f"{prefix}weight"))
-                out = grouped_linear(out, weight, getattr(self, _slot(f"{prefix}bias"), None), groups)
+                weight = getattr(self, slot_of(f"{prefix}weight"))
+                out = grouped_linear(out, weight, getattr(self, slot_of(f"{prefix}bias"), None), groups)
             else:
                 out = part(out)
         if len(groups.idle):
@@ -181,18 +168,22 @@ class StackedBlocks(RoutedLayer):
         return out.index_select(0, groups.position).view(*x.shape[:-1], out.shape[-1])
 
     def _blocks_of(self, x: Tensor, rows: Tensor) -> Tensor:
-        parameters = {name: _TakeRows.apply(getattr(self, _slot(name)), rows) for name in self._names}
+        parameters = {name: take_rows(getattr(self, slot_of(name)), rows) for name in self._names}
         return _batched(self._template[0])(parameters, x)
 
 
-def _slot(name: str) -> str:
-    """Where a block's parameter is kept: names in a module have no dots, and ``a.b`` must not meet ``a_b``."""
+def slot_of(name: str) -> str:
+    """Where a stack keeps a parameter: names in a module have no dots, and ``a.b`` must not meet ``a_b``."""
     return name.replace(".", "/")
 
 
-class _TakeRows(torch.autograd.Function):
-    """``weight[rows]`` whose gradient is a sparse tensor over rows, as an embedding's, for any shape of row."""
+def take_rows(stacked: Tensor, rows: Int[Tensor, " decision"]) -> Tensor:
+    """``stacked[rows]`` whose gradient is sparse over rows, as an embedding's."""
+    out: Tensor = _TakeRows.apply(stacked, rows)
+    return out
 
+
+class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
@@ -234,7 +225,7 @@ def _chain(module: nn.Module) -> Chain | None:
     """The prefixes and parts of a module made of linear and elementwise layers only; None for any other."""
     parts = [(f"{name}.", part) for name, part in module.named_children()] if isinstance(module, nn.Sequential) else []
     parts = parts or [("", module)]
-    simple = all(type(part) is nn.Linear or isinstance(part, _ELEMENTWISE) for _, part in parts)
+    simple = all(type(part) is nn.Linear or isinstance(part, ELEMENTWISE) for _, part in parts)
     return parts if simple else None
 
 
@@ -260,35 +251,3 @@ def _linear(parameters: Parameters, prefix: str, x: Tensor) -> Tensor:
     columns = x.flatten(1, -2).mT  # W x rather than x W', so that the weights' gradient comes out contiguous
     out = weight @ columns if bias is None else torch.baddbmm(bias[..., None], weight, columns)
     return out.mT.reshape(*x.shape[:-1], out.shape[1])
-
-
-def _stackable(blocks: Sequence[nn.Module]) -> bool:
-    """Whether the blocks are alike, have no buffers, and all their parameters are trained and no other block's."""
-    parameters = [p for block in blocks for p in block.parameters()]
-    return (
-        all(_alike(blocks[0], block) for block in blocks[1:])
-        and not list(blocks[0].buffers())
-        and all(p.requires_grad for p in parameters)
-        and len(set(map(id, parameters))) == len(parameters)
-    )
-
-
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules differ in nothing but the values of their parameters."""
-    shapes = [[(name, p.shape, p.dtype) for name, p in block.named_parameters()] for block in (one, other)]
-    ours, theirs = list(one.modules()), list(other.modules())
-    return (
-        shapes[0] == shapes[1]
-        and len(ours) == len(theirs)
-        and all(type(a) is type(b) and _settings(a) == _settings(b) for a, b in zip(ours, theirs, strict=True))
-    )
-
-
-def _settings(module: nn.Module) -> dict[str, object]:
-    """A module's own attributes that are plain values; of others the identity."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return {
-        name: value if isinstance(value, plain) else id(value)
-        for name, value in vars(module).items()
-        if not name.startswith("_") or name.startswith("_reversed")
-    }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -90,7 +91,7 @@ def compare(options: "cli.Compare") -> None:
         plots.save(figure, options.out / name)
     console.print(f"results.parquet, {', '.join(pictures)} in {options.out}", highlight=False)
     if options.json:
-        write_json(options.json, summary.astype(object).where(summary.notna(), None).to_dict("records"))
+        write_json(options.json, summary.to_dict("records"))
     if failures:
         raise UserError(f"{len(failures)} of {len(configs)} runs failed; see above")
 
@@ -246,14 +247,25 @@ def _percent(value: float, half: float = float("nan")) -> str:
     return f"{100 * value:.1f}" if isnan(half) else f"{100 * value:.1f} ± {100 * half:.1f}"
 
 
+def _count(count: float) -> str:
+    """Three digits, and what they stand for; nothing for what nobody counted."""
+    if isnan(count):
+        return ""
+    return f"{count / 1e6:.3g}M" if count >= 999_500 else f"{count / 1e3:.3g}k"
+
+
 def _comparison_table(summary: pd.DataFrame, suite: TaskSuite, floors: dict[str, float]) -> Table:
     n_seeds = int(summary["seeds"].max())
     seeds = f"{n_seeds} seed" + "s" * (n_seeds > 1)
+    caption = (
+        "accuracy and balanced accuracy in %, mean ± 95 % interval\n"
+        "params: of the whole network; MACs: multiply-adds for one instance"
+    )
     table = Table(
-        title=f"{suite.name}, test, {seeds}", caption="accuracy and balanced accuracy in %, mean ± 95 % interval"
+        title=f"{suite.name}, test, {seeds}", caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     table.add_column("method", no_wrap=True)
-    for column in ("accuracy", "balanced", "loss", "train s", "inst/s"):
+    for column in ("accuracy", "balanced", "loss", "train s", "params", "MACs"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in summary.to_dict("records"):
         table.add_row(
@@ -262,10 +274,11 @@ def _comparison_table(summary: pd.DataFrame, suite: TaskSuite, floors: dict[str,
             _percent(row["balanced_accuracy"], row["balanced_accuracy_ci"]),
             f"{row['loss']:.3f}",
             f"{row['wall_s']:.1f}",
-            f"{row['instances_per_s']:,.0f}",
+            _count(row["parameters"]),
+            _count(row["multiply_adds"]),
         )
     table.add_section()
-    table.add_row("(commonest class)", _percent(floors["accuracy"]), _percent(floors["balanced_accuracy"]), "", "", "")
+    table.add_row("(commonest class)", _percent(floors["accuracy"]), _percent(floors["balanced_accuracy"]))
     return table
 
 

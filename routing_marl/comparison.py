@@ -187,7 +187,16 @@ def summarise(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     The intervals are Student's, over seeds (nan for a single seed).
     """
     scores = final_scores(frame, split)
-    metrics = ["accuracy", "balanced_accuracy", "loss", "wall_s", "instances_per_s"]
+    metrics = [
+        "accuracy",
+        "balanced_accuracy",
+        "loss",
+        "wall_s",
+        "instances_per_s",
+        "parameters",
+        "multiply_adds",
+        "dropped",
+    ]
     grouped = scores.groupby("method")
     summary = grouped[metrics].mean()
     for metric in metrics[:3]:

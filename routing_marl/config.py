@@ -110,29 +110,38 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The routed layers (routing-all-fc)."""
+    """The layers, and which of them are routed (routing-all-fc, routing-all)."""
 
     blocks: int | None = None
     """Function blocks per routed layer; by default one per task."""
     depth: int = 3
-    """Routed layers."""
+    """Routed fully connected layers."""
     hidden: int = 128
-    """Width of the routed layers."""
+    """Width of the fully connected layers."""
     recursive: bool = False
     """One set of blocks that all depths share, instead of one set per depth."""
     allow_pass: bool = True
     """Whether agents may skip a layer whose shapes allow it (PASS)."""
     allow_stop: bool = False
     """Whether agents may end their route early (STOP; recursive only)."""
+    convs: int = 4
+    """Convolutional layers."""
+    filters: int = 32
+    """Filters of each convolutional layer."""
+    routed_convs: int = 0
+    """How many of the convolutional layers, the last ones, are routed too; all of them: routing-all."""
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        for name in ("depth", "hidden"):
+        for name in ("depth", "hidden", "convs", "filters"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, value, "it must be a whole number of at least 1")
         blocks = self.blocks
         require(blocks is None or blocks >= 1, "blocks", blocks, "it must be a whole number of at least 1")
         require(not self.allow_stop or self.recursive, "allow-stop", self.allow_stop, "STOP needs --recursive")
+        most = 0 if self.recursive else self.convs
+        right = "it must lie between 0 and convs (0 with --recursive)"
+        require(0 <= self.routed_convs <= most, "routed-convs", self.routed_convs, right)
 
 
 @dataclass(frozen=True)

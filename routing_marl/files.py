@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written beside their place, then renamed."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,8 +28,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON."""
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+    """Writes a value as indented JSON; null stands for numbers that are not there (JSON has no nan)."""
+    text = json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def check_output_file(path: Path) -> None:

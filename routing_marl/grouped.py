@@ -1,9 +1,8 @@
 """Linear layers with a weight matrix per block, for devices on whose routes the host need not wait (CPUs).
 
 The decisions of a block become one product, and blocks that as many decisions took become one batched product over
-their weights. Weights are fetched in chunks that the cache holds: at 20 tasks of one instance that is one chunk (a
-layer takes 0.3 ms instead of 1.4 ms with a product per block); at 1,000 tasks over 1,000 blocks, where reading weights is
-most of the time, they are read once instead of being gathered and read again.
+their weights. Weights are fetched in chunks that the cache holds: at 1,000 tasks over 1,000 blocks, where reading
+weights is most of the time, a layer takes 19 ms forward and backward, where a product per block takes 43.
 """
 
 from collections.abc import Iterator

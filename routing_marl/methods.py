@@ -40,7 +40,7 @@ class Method:
     summary: str
     source: str
     make_agent: MakeAgent | None = None
-    sharing: Callable[[int, int], static.Sharing] | None = None
+    sharing: Callable[[int, int, int], static.Sharing] | None = None
     network: Callable[..., UnroutedNetwork] | None = None
 
     @property
@@ -70,6 +70,9 @@ METHODS: dict[str, Method] = {
     "task_specific_1_fc": Method("all shared but the last layer", _PAPER, sharing=static.task_specific_1_fc),
     "task_specific_all_fc": Method(
         "fully connected layers of each task's own", _PAPER, sharing=static.task_specific_all_fc
+    ),
+    "task_specific_all": Method(
+        "all routed layers of each task's own, convolutions too", _PAPER, sharing=static.task_specific_all
     ),
     "cross_stitch": Method(
         "a column of layers per task, mixed after each layer",
@@ -141,7 +144,7 @@ def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[Routing
     if method.make_agent is not None:
         return engine, build_agent(method.make_agent, engine.spec, config)
     if method.sharing is not None:
-        return engine, FixedRoutes(engine.spec, method.sharing(suite.n_tasks, config.network.depth).table)
+        return engine, FixedRoutes(engine.spec, _sharing(method.sharing, suite, config).table)
     return engine, FixedRoutes(engine.spec, torch.zeros(1, suite.n_tasks, dtype=torch.long))
 
 
@@ -153,10 +156,14 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
     if settings.recursive:
         raise UserError(f"{config.method} has layers of its own at each depth; it can't be recursive")
     if method.sharing is not None:
-        blocks = method.sharing(suite.n_tasks, settings.depth).blocks
+        blocks = _sharing(method.sharing, suite, config).blocks
         return partial(routing_all_fc, **{**asdict(settings), "blocks": blocks, "allow_pass": False})
     assert method.network is not None
     return partial(method.network, depth=settings.depth, hidden=settings.hidden)
+
+
+def _sharing(share: Callable[[int, int, int], static.Sharing], suite: TaskSuite, config: RunConfig) -> static.Sharing:
+    return share(suite.n_tasks, config.network.depth, config.network.routed_convs)
 
 
 def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:

@@ -9,41 +9,15 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from routing_marl.blocks import routed_layer
+from routing_marl.architecture import layered_parts, output_shape, recursive_parts
 from routing_marl.errors import UserError
+from routing_marl.layers import routed_layer
 from routing_marl.suites import TaskSuite
 
 Images = UInt8[Tensor, "episode task instance height width channel"]
 Routes = Int[Tensor, "depth episode task"]
 Representation = Float[Tensor, "episode task instance *features"]
 MakeNetwork = Callable[[TaskSuite], "Network"]
-
-
-class SimpleConvNet(nn.Sequential):
-    """The paper's encoder: four times 3x3 convolution, 32 filters, batch norm, ReLU, 2x2 max pool; flattened.
-
-    Maps ``[batch, channel, height, width]`` to ``[batch, features]``. An image too small for a further pool keeps
-    its size there (8x8 is pooled three times). The pool comes before the ReLU: they commute, and a quarter of the
-    activations is left to the ReLU (the step at batch 200 runs at 6,600 instead of 3,900 instances/s in fp32).
-
-    Convolutions start as He et al. (2015, arXiv 1502.01852) say, for layers followed by ReLU; torch's own smaller
-    start costs two points of accuracy after the first epoch on CIFAR-100.
-    """
-
-    def __init__(self, image_shape: tuple[int, int, int], n_filters: int = 32, n_layers: int = 4) -> None:
-        height, width, channels = image_shape
-        layers: list[nn.Module] = []
-        for _ in range(n_layers):
-            convolution = nn.Conv2d(channels, n_filters, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            layers += [convolution, nn.BatchNorm2d(n_filters)]
-            if min(height, width) >= 2:
-                layers.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
-            layers.append(nn.ReLU())
-            channels = n_filters
-        super().__init__(*layers, nn.Flatten())
-        self.to(memory_format=torch.channels_last)
 
 
 class Network(nn.Module):
@@ -180,14 +154,14 @@ class RoutedNetwork(Network):
         height, width, channels = suite.image_shape
         widest = max(len(blocks) for blocks in layers)
         self.pass_action, self.stop_action = widest, widest + 1 if allow_stop else None
-        encoded = _output_shape(encoder, (channels, height, width))
+        encoded = output_shape(encoder, (channels, height, width))
         if encoded is None:
             raise UserError(f"the encoder does not take images of shape {[channels, height, width]}")
         self.shapes = [encoded]
         legal = torch.zeros(self.n_depths, widest + 1 + allow_stop, dtype=torch.bool)
         for depth in range(self.n_depths):
             shape = self.shapes[-1]
-            outputs = [_output_shape(block, shape) for block in layers[self._layer(depth)]]
+            outputs = [output_shape(block, shape) for block in layers[self._layer(depth)]]
             # Without a block that fits, nothing is legal; of several outputs, the first decides.
             fitting = next((out for out in outputs if out is not None), None)
             if fitting is None:
@@ -204,7 +178,7 @@ class RoutedNetwork(Network):
             routed_layer(blocks, idle=any(idle) if self._recursive else idle[depth])
             for depth, blocks in enumerate(layers)
         )
-        out = _output_shape(self.readout, self.shapes[-1])
+        out = output_shape(self.readout, self.shapes[-1])
         if out != (suite.max_classes,):
             raise UserError(
                 f"the network ends in shape {list(out or self.shapes[-1])}; the suite {suite.name} needs "
@@ -241,64 +215,47 @@ def routing_all_fc(
     depth: int = 3,
     allow_pass: bool = True,
     allow_stop: bool = False,
+    convs: int = 4,
+    filters: int = 32,
+    routed_convs: int = 0,
 ) -> RoutedNetwork:
     """The paper's routing-all-fc: SimpleConvNet and ``depth`` routed fully connected layers.
 
     Args:
         suite: the tasks that the network is for.
-        blocks: blocks per layer, one number for all or one each; None: one per task.
-        hidden: width of all layers but the last, which ends in the classes.
+        blocks: blocks per routed layer, one number for all or one each (convolutions first); None: one per task.
+        hidden: width of all fully connected layers but the last, which ends in the classes.
         recursive: all depths share one set of blocks of width ``hidden``, between a shared linear layer from the
             encoder and one to the classes.
-        depth: number of routed layers (routing steps where recursive).
+        depth: number of routed fully connected layers (routing steps where recursive).
         allow_pass: whether PASS is legal where it fits.
         allow_stop: whether there is a STOP action (recursive only).
+        convs: convolutional layers of SimpleConvNet.
+        filters: filters of each.
+        routed_convs: how many of them, the last ones, are routed too. All: this is *routing-all*.
     """
-    n_layers = 1 if recursive else depth
-    counts = (
-        [suite.n_tasks if blocks is None else blocks] * n_layers
-        if blocks is None or isinstance(blocks, int)
-        else list(blocks)
-    )
-    if depth < 1 or hidden < 1:
-        raise UserError(f"depth is {depth} and hidden {hidden}; both must be at least 1")
-    if len(counts) != n_layers or min(counts) < 1:
-        raise UserError(f"blocks is {blocks}; give one number of at least 1, or {n_layers} of them, one per layer")
-    encoder: nn.Module = SimpleConvNet(suite.image_shape)
-    height, width, channels = suite.image_shape
-    features = _output_shape(encoder, (channels, height, width))
-    assert features is not None
-
-    def hidden_block(n_in: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_in, hidden), nn.ReLU())
-
     if recursive:
-        encoder = nn.Sequential(encoder, hidden_block(features[0]))
+        if routed_convs:
+            raise UserError(f"routed-convs is {routed_convs}; a recursive network can't have any")
+        encoder, shared, readout = recursive_parts(
+            suite, blocks=blocks, hidden=hidden, depth=depth, convs=convs, filters=filters
+        )
         return RoutedNetwork(
             suite,
             encoder,
-            [[hidden_block(hidden) for _ in range(counts[0])]],
+            [shared],
             n_depths=depth,
-            readout=nn.Linear(hidden, suite.max_classes),
+            readout=readout,
             allow_pass=allow_pass,
             allow_stop=allow_stop,
         )
-    widths = [features[0], *[hidden] * (depth - 1)]
-    layers = [[hidden_block(width) for _ in range(n)] for width, n in zip(widths[:-1], counts[:-1], strict=True)]
-    layers.append([nn.Linear(widths[-1], suite.max_classes) for _ in range(counts[-1])])
+    encoder, layers = layered_parts(
+        suite,
+        blocks=blocks,
+        hidden=hidden,
+        depth=depth,
+        convs=convs,
+        filters=filters,
+        routed_convs=routed_convs,
+    )
     return RoutedNetwork(suite, encoder, layers, allow_pass=allow_pass, allow_stop=allow_stop)
-
-
-def _output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What the module makes of a representation of this shape; None where it doesn't take it."""
-    training = module.training
-    example = next((p for p in module.parameters()), torch.zeros(()))
-    try:
-        with torch.no_grad():
-            # Two instances: a module that mixes up batch and features would pass with one.
-            out = module.eval()(torch.zeros(2, *shape, dtype=example.dtype, device=example.device))
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return None
-    finally:
-        module.train(training)
-    return tuple(out.shape[1:]) if isinstance(out, Tensor) and out.shape[:1] == (2,) else None

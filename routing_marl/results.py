@@ -22,9 +22,17 @@ SCHEMA: dict[str, str] = {
     "loss": "float64",
     "wall_s": "float64",
     "instances_per_s": "float64",
+    "parameters": "float64",
+    "multiply_adds": "float64",
+    "dropped": "float64",
 }
 """Columns of results.parquet. One row per task, and one with task -1 for their mean. ``wall_s`` is the training time
-from the start of the run to the end of the epoch, evaluation not counted; ``instances_per_s`` is the epoch's."""
+from the start of the run to the end of the epoch, evaluation not counted; ``instances_per_s`` is the epoch's.
+``parameters`` are the network's, ``multiply_adds`` those of one instance (see :class:`routing_marl.cost.Cost`), and
+``dropped`` is the share of instances that found a block full; nan where blocks have no capacity, or nobody counted."""
+
+LATER_COLUMNS = ("parameters", "multiply_adds", "dropped")
+"""What older files lack."""
 
 MEAN_TASK = -1
 
@@ -59,7 +67,7 @@ def read_results(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is not there; give the folder of a finished run or comparison") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
-    missing = [name for name in SCHEMA if name not in frame]
+    missing = [name for name in SCHEMA if name not in frame and name not in LATER_COLUMNS]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(SCHEMA)}")
-    return frame
+    return frame.assign(**{name: float("nan") for name in LATER_COLUMNS if name not in frame})

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from routing_marl.config import RunConfig
+from routing_marl.cost import cost_of
 from routing_marl.engine import RoutingEngine, SplitName, Step
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation, Tally, evaluate, reported
@@ -84,6 +85,7 @@ class Run:
             config.suite, config.data_dir, validation=config.validation, full_test=config.full_test
         )
         self.engine, self.agent = make_game(self.config, self.suite, self.device)
+        self.cost = cost_of(self.engine.network, self.suite)
         self.epoch = 0
         self.wall_s = 0.0
         self.rows: list[Row] = []
@@ -140,6 +142,7 @@ class Run:
             "split": split,
             "wall_s": self.wall_s,
             "instances_per_s": speed,
+            **self.cost._asdict(),
         }
 
     def _progress(self, step: int, speed: float, tally: Tally) -> Progress:

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_marl.blocks import LoopedBlocks, SharedBlock, StackedBlocks, _tiles, routed_layer
+from routing_marl.blocks import LoopedBlocks, SharedBlock, StackedBlocks, _tiles
 from routing_marl.errors import UserError
+from routing_marl.layers import routed_layer
 
 pytestmark = pytest.mark.usefixtures("path")
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from routing_marl.architecture import SimpleConvNet
 from routing_marl.blocks import LoopedBlocks, SharedBlock, StackedBlocks
 from routing_marl.errors import UserError
-from routing_marl.network import RoutedNetwork, SimpleConvNet, routing_all_fc
+from routing_marl.network import RoutedNetwork, routing_all_fc
 from routing_marl.suites import TaskSuite
 
 

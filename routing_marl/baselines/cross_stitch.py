@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_marl.network import SimpleConvNet, UnroutedNetwork
+from routing_marl.architecture import SimpleConvNet
+from routing_marl.network import UnroutedNetwork
 from routing_marl.suites import TaskSuite
 
 

@@ -1,7 +1,7 @@
 """Static sharing: the same encoder, layers and training as routed networks, with routes that never change.
 
-Each function returns the blocks per layer and the table ``[depth, task]`` of a network of ``depth`` layers, so that
-no block exists that nobody takes.
+Each function returns the blocks per layer and the table ``[depth, task]`` of a network of ``convs`` routed
+convolutional and ``depth`` routed fully connected layers, so that no block exists that nobody takes.
 """
 
 from typing import NamedTuple
@@ -23,23 +23,28 @@ class Sharing(NamedTuple):
     table: Int[Tensor, "depth task"]
 
 
-def shared_bottom(n_tasks: int, depth: int) -> Sharing:
+def shared_bottom(n_tasks: int, depth: int, convs: int = 0) -> Sharing:
     """One shared layer, then a tower of the other layers for each task (Caruana 1997; Ma et al. 2018, section 3)."""
-    return _own_from(1, n_tasks, depth)
+    return _own_from(convs + 1, n_tasks, convs + depth)
 
 
-def task_specific_1_fc(n_tasks: int, depth: int) -> Sharing:
+def task_specific_1_fc(n_tasks: int, depth: int, convs: int = 0) -> Sharing:
     """Everything shared but the last fully connected layer (paper, section 4)."""
-    return _own_from(depth - 1, n_tasks, depth)
+    return _own_from(convs + depth - 1, n_tasks, convs + depth)
 
 
-def task_specific_all_fc(n_tasks: int, depth: int) -> Sharing:
-    """Every task has fully connected layers of its own; only the encoder is shared (paper, section 4)."""
-    return _own_from(0, n_tasks, depth)
+def task_specific_all_fc(n_tasks: int, depth: int, convs: int = 0) -> Sharing:
+    """Every task has fully connected layers of its own; the convolutions are shared (paper, section 4)."""
+    return _own_from(convs, n_tasks, convs + depth)
 
 
-def _own_from(first: int, n_tasks: int, depth: int) -> Sharing:
+def task_specific_all(n_tasks: int, depth: int, convs: int = 0) -> Sharing:
+    """Every task has routed layers of its own, convolutional ones too."""
+    return _own_from(0, n_tasks, convs + depth)
+
+
+def _own_from(first: int, n_tasks: int, n_layers: int) -> Sharing:
     """Layers before ``first`` are shared by all, the others are each task's own."""
-    own = torch.arange(depth) >= first
+    own = torch.arange(n_layers) >= first
     table = torch.where(own[:, None], torch.arange(n_tasks), 0)
     return Sharing(tuple(n_tasks if mine else 1 for mine in own.tolist()), table)
