@@ -402,7 +402,7 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         make_suite(str(tmp_path / "nowhere.npz"))
     with pytest.raises(UserError, match="not a file"):
-        make_suite(tmp_path)
+        load_npz(tmp_path)
     whole = save(tmp_path).read_bytes()
     path = tmp_path / "bad.npz"
     for content in (b"", b"no archive", whole[: len(whole) // 2], whole[:-30]):
@@ -436,7 +436,7 @@ def test_make_suite_finds_each(fake_data, monkeypatch):
 def test_make_suite_names_what_exists():
     with pytest.raises(UserError, match=r"no suite 'mnist'; there are digits, .*; did you mean mnist_mtl\?"):
         make_suite("mnist")
-    with pytest.raises(UserError, match=r"any path of an \.npz file$"):
+    with pytest.raises(UserError, match=r"any path of an \.npz file or of a folder$"):
         make_suite("zzz")
     with pytest.raises(UserError, match="full_test is for mnist_mtl"):
         make_suite("digits", full_test=True)
