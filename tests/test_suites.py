@@ -287,6 +287,8 @@ Y = np.arange(40) % 4
         ({"validation": 0.01}, "validation: no instances"),
         ({"class_names": {"odd": "ab"}}, "class_names lacks a task"),
         ({"class_names": {"odd": "ab", "which": "abc"}}, "label 3; labels go from 0 to 2"),
+        ({"clusters": {"odd": 0}}, "clusters are not of the tasks; one number per task"),
+        ({"clusters": {"odd": 0, "which": 2}}, "clusters must be 2 numbers of 0, 1, ..., none left out"),
     ],
 )
 def test_wrong_arrays_are_refused_by_name(changes, message):
@@ -312,16 +314,17 @@ def test_copies_share_the_images_and_pickles_hold_them():
         assert twin.images.data_ptr() == suite.images.data_ptr()
     twin = pickle.loads(pickle.dumps(suite))
     assert torch.equal(twin.images, suite.images) and same(twin, suite)
+    assert suite.clusters is None and small(clusters={"which": 0, "odd": 1}).clusters.tolist() == [1, 0]
     assert twin.train.sizes == suite.train.sizes and twin.task_names == suite.task_names
 
 
 def test_moving_keeps_everything():
-    suite = small(validation=0.25)
+    suite = small(validation=0.25, clusters={"odd": 0, "which": 1})
     assert suite.to("cpu") is suite
     if torch.cuda.is_available():
         moved = suite.to("cuda")
         assert moved.images.is_cuda and moved.class_mask.is_cuda and moved.validation.image.is_cuda
-        assert same(moved.to("cpu"), suite)
+        assert same(moved.to("cpu"), suite) and moved.clusters.tolist() == [0, 1]
 
 
 # --- .npz files -----------------------------------------------------------------------------------------------
