@@ -127,6 +127,13 @@ class RoutingTask(Task):  # type: ignore[misc]
     DIGITS = None
     MNIST_MTL = None
     CIFAR100_MTL = None
+    FASHION_MTL = None
+    MINI_IMAGENET_MTL = None
+    OMNIGLOT_MTL = None
+    OMNIGLOT_MTL_105 = None
+    MNIST_ROTATED = None
+    CLUSTERS = None
+    DIGIT_CLUSTERS = None
 
     @staticmethod
     def associated_class() -> type[RoutingTaskClass]:

@@ -120,12 +120,13 @@ def data(options: "cli.Data") -> None:
     if options.out is not None and options.show is None:
         raise UserError(f"out is {options.out}, but nothing is drawn; name a suite with --show")
     if options.show is not None and options.out is not None:
-        check_output_file(options.out)
+        _check_picture(options.out)
     for name in options.download:
         data_sets.download(name, options.data_dir)
     if options.show is not None:
         suite = make_suite(options.show, options.data_dir)
         out = options.out or Path(f"{suite.name}.png")
+        _check_picture(out)
         plots.save(contact_sheet(suite), out)
         console.print(f"{suite.n_tasks} tasks of {suite.name} in {out}", highlight=False)
         return
@@ -227,6 +228,12 @@ def _load(config: RunConfig) -> TaskSuite:
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise UserError(f"out is {path}; the name of a picture ends in .png, .jpg, .pdf or .svg")
+    check_output_file(path)
 
 
 def _check_list(name: str, values: tuple[Any, ...]) -> None:

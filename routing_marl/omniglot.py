@@ -18,7 +18,7 @@ from routing_marl.pixels import resized
 from routing_marl.randomness import check_seed
 from routing_marl.suites import TaskSuite
 
-Labels = Int64[np.ndarray, " image"]
+Labels = Int64[np.ndarray, " _"]
 
 
 def omniglot_mtl(
@@ -66,7 +66,7 @@ def omniglot_mtl_105(data_dir: str | Path | None = None, seed: int = 0, validati
 
 def alphabets(
     data: ImageArrays, names: Sequence[str], size: int
-) -> tuple[UInt8[np.ndarray, "image size size"], dict[str, Labels]]:
+) -> tuple[UInt8[np.ndarray, "image {size} {size}"], dict[str, Labels]]:
     """The images of some alphabets, one after the other, white on black; and by alphabet the labels of its images."""
     alphabet_of = np.array([name.split("/")[0] for name in data.class_names])
     images, labels = [], {}

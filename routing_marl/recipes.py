@@ -77,7 +77,7 @@ def make_suite(
         if recipe.data_sets:
             chosen["data_dir"] = data_dir
         return recipe.build(seed=seed, **chosen)
-    if Path(suite).is_dir():
+    if suite != "" and Path(suite).is_dir():
         return TaskSuite.from_folder(suite, seed=seed, **chosen)
     if isinstance(suite, Path) or suite.endswith(".npz") or "/" in suite or "\\" in suite:
         return load_npz(suite, seed, **chosen)

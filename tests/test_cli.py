@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_image_folders import write_tasks
 from test_training import one_thread, tiny_arrays, write_tiny_npz  # noqa: F401 (a fixture)
 
 from routing_marl import comparison, training
 from routing_marl.cli import COMMANDS, main
+from routing_marl.data import DATA_SETS
 from routing_marl.errors import UserError
 from routing_marl.methods import METHODS
 from routing_marl.results import read_results
@@ -182,10 +184,30 @@ def test_data(run, in_an_empty_folder):
     code, out, err = run("data", "--json", "data.json")
     assert (code, err) == (0, "") and "digits" in out and "mnist: not found" in out
     listed = json.loads((in_an_empty_folder / "data.json").read_text())
-    assert [(row["name"], row["found"]) for row in listed["data_sets"]] == [("mnist", False), ("cifar100", False)]
+    assert [(row["name"], row["found"]) for row in listed["data_sets"]] == [(name, False) for name in DATA_SETS]
+    assert [*listed["suites"]] == ["digits", "digit_clusters"] and "needs cifar100, mnist, omniglot" in out
     digits = listed["suites"]["digits"]
     assert set(digits) == {"train", "validation", "test"} and len(digits["train"]) == 10
     assert sum(sum(digits[split]["is_3"]) for split in digits) == 1797
+
+
+def test_data_shows_a_suite(run, in_an_empty_folder):
+    code, out, err = run("data", "--show", "digit_clusters")
+    assert (code, err) == (0, "") and "9 tasks of digit_clusters in digit_clusters.png" in out
+    assert (in_an_empty_folder / "digit_clusters.png").read_bytes()[:4] == b"\x89PNG"
+    write_tasks(in_an_empty_folder / "mine", {"a": ["b", "c"]})
+    code, out, err = run("data", "--show", "mine", "--out", "sheet.svg")
+    assert (code, err) == (0, "") and "1 tasks of mine in sheet.svg" in out
+    assert "<svg" in (in_an_empty_folder / "sheet.svg").read_text()
+
+
+def test_train_takes_a_folder(run, in_an_empty_folder):
+    write_tasks(in_an_empty_folder / "mine", {"a": ["b", "c"], "d": ["e", "f", "g"]})
+    code, out, err = run("train", "--suite", "mine", "--method", "task_specific_all_fc", *SMALL, "--out", "out")
+    assert (code, err) == (0, "") and "task_specific_all_fc on mine" in out
+    (in_an_empty_folder / "mine/d/f/01.png").write_text("no image")
+    code, out, err = run("train", "--suite", "mine", *SMALL, "--out", "other")
+    assert (code, out) == (2, "") and re.fullmatch(r"routing-marl: mine/d/f/01\.png: not a readable image .*\n", err)
 
 
 def test_methods(run, in_an_empty_folder):
@@ -201,7 +223,7 @@ FIXED = {
     "train": "suite method seed epochs instances episodes blocks rho lr data-dir out device precision resume json",
     "compare": "suite methods seeds epochs instances episodes blocks rho lr data-dir out device precision resume json",
     "evaluate": "split data-dir device json",
-    "data": "download data-dir json",
+    "data": "download show out data-dir json",
     "methods": "json",
 }
 
@@ -421,8 +443,12 @@ def test_what_the_command_line_does_not_know_is_named(arguments, named, run, in_
         (["evaluate", "nothere.pt"], "nothere.pt is not there"),
         (["evaluate", "."], ". is not a readable checkpoint"),
         (["evaluate", "nothere.pt", "--json", "nothere/x"], "nothere/x can't be written"),
-        (["data", "--download", "minst"], "no data set 'minst'; there are mnist, cifar100"),
+        (["data", "--download", "minst"], "no data set 'minst'; there are mnist, "),
         (["data", "--json", "nothere/x"], "nothere/x can't be written"),
+        (["data", "--show", "digit"], "no suite 'digit'; there are digits, "),
+        (["data", "--show", "digits", "--out", "nothere/x.png"], "nothere/x.png can't be written"),
+        (["data", "--show", "digits", "--out", "x.txt"], "out is x.txt; the name of a picture ends in .png"),
+        (["data", "--out", "x.png"], "out is x.png, but nothing is drawn; name a suite with --show"),
         (["methods", "--json", "nothere/x"], "nothere/x can't be written"),
         (["methods", "--threads", "-1"], "threads is -1"),
     ],

@@ -22,8 +22,8 @@ def write_mnist(folder, n=30, **changes):
     return arrays
 
 
-def write_idx(folder, arrays):
-    raw = folder / "MNIST" / "raw"
+def write_idx(folder, arrays, data_set="MNIST"):
+    raw = folder / data_set / "raw"
     raw.mkdir(parents=True)
     for part, prefix in (("train", "train"), ("test", "t10k")):
         for key, kind in (("x", "images-idx3"), ("y", "labels-idx1")):
@@ -133,7 +133,9 @@ def test_superclass_table_is_a_partition():
 def test_describe_tells_what_is_there_and_never_raises(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / "cifar100.npz").write_bytes(b"")
-    mnist, cifar = data.describe(tmp_path)
+    rows = {row.name: row for row in data.describe(tmp_path)}
+    assert [*rows] == [*data.DATA_SETS]
+    mnist, cifar = rows["mnist"], rows["cifar100"]
     assert mnist.found and mnist.problem is None
     assert (mnist.image_shape, mnist.n_train, mnist.n_test, mnist.n_classes) == ((28, 28), 30, 10, 10)
     assert mnist.bytes_on_disk == (tmp_path / "mnist.npz").stat().st_size

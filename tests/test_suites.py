@@ -287,6 +287,8 @@ Y = np.arange(40) % 4
         ({"validation": 0.01}, "validation: no instances"),
         ({"class_names": {"odd": "ab"}}, "class_names lacks a task"),
         ({"class_names": {"odd": "ab", "which": "abc"}}, "label 3; labels go from 0 to 2"),
+        ({"clusters": {"odd": 0}}, "clusters are not of the tasks; one number per task"),
+        ({"clusters": {"odd": 0, "which": 2}}, "clusters must be 2 numbers of 0, 1, ..., none left out"),
     ],
 )
 def test_wrong_arrays_are_refused_by_name(changes, message):
@@ -312,16 +314,17 @@ def test_copies_share_the_images_and_pickles_hold_them():
         assert twin.images.data_ptr() == suite.images.data_ptr()
     twin = pickle.loads(pickle.dumps(suite))
     assert torch.equal(twin.images, suite.images) and same(twin, suite)
+    assert suite.clusters is None and small(clusters={"which": 0, "odd": 1}).clusters.tolist() == [1, 0]
     assert twin.train.sizes == suite.train.sizes and twin.task_names == suite.task_names
 
 
 def test_moving_keeps_everything():
-    suite = small(validation=0.25)
+    suite = small(validation=0.25, clusters={"odd": 0, "which": 1})
     assert suite.to("cpu") is suite
     if torch.cuda.is_available():
         moved = suite.to("cuda")
         assert moved.images.is_cuda and moved.class_mask.is_cuda and moved.validation.image.is_cuda
-        assert same(moved.to("cpu"), suite)
+        assert same(moved.to("cpu"), suite) and moved.clusters.tolist() == [0, 1]
 
 
 # --- .npz files -----------------------------------------------------------------------------------------------
@@ -402,7 +405,7 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         make_suite(str(tmp_path / "nowhere.npz"))
     with pytest.raises(UserError, match="not a file"):
-        make_suite(tmp_path)
+        load_npz(tmp_path)
     whole = save(tmp_path).read_bytes()
     path = tmp_path / "bad.npz"
     for content in (b"", b"no archive", whole[: len(whole) // 2], whole[:-30]):
@@ -436,7 +439,7 @@ def test_make_suite_finds_each(fake_data, monkeypatch):
 def test_make_suite_names_what_exists():
     with pytest.raises(UserError, match=r"no suite 'mnist'; there are digits, .*; did you mean mnist_mtl\?"):
         make_suite("mnist")
-    with pytest.raises(UserError, match=r"any path of an \.npz file$"):
+    with pytest.raises(UserError, match=r"any path of an \.npz file or of a folder$"):
         make_suite("zzz")
     with pytest.raises(UserError, match="full_test is for mnist_mtl"):
         make_suite("digits", full_test=True)
