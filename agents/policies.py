@@ -44,6 +44,16 @@ def masked_softmax(logits: Values, mask: Mask) -> Values:
     return weights / weights.sum(-1, keepdim=True)
 
 
+def masked_log_softmax(logits: Values, mask: Mask) -> Values:
+    """Logarithm of the softmax over the legal actions; very small, but finite, elsewhere.
+
+    Finite, since an infinite one times a probability of zero is no number, nor is its gradient.
+    """
+    scores = torch.where(mask, logits, -1e9)
+    scores = scores - scores.detach().amax(-1, keepdim=True)
+    return scores - scores.exp().sum(-1, keepdim=True).log()
+
+
 def epsilon_greedy(values: Values, mask: Mask, epsilon: Float[Tensor, ""]) -> Values:
     """``1 - epsilon`` shared by the best legal actions, ``epsilon`` shared by all legal ones.
 

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from routing_marl.agents.base import SamplingAgent
 from routing_marl.agents.checks import check_number
 from routing_marl.agents.policies import masked_softmax
-from routing_marl.agents.tabular import TabularAgent
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 
 
-class PolicyGradient(TabularAgent):
+class PolicyGradient(SamplingAgent):
     """Ascends ``(R - baseline) log pi(a) + entropy H(pi)`` in the logits.
 
     The gradients in closed form::
@@ -72,12 +72,12 @@ class PolicyGradient(TabularAgent):
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:
         """Takes one step; returns the mean return."""
         # [depth, episode, task, ...] -> [episode, task, depth, ...], as the tables
-        returns = trajectory.returns(self._gamma).movedim(0, 2).to(self.logits.dtype)
+        targets = self._targets(trajectory).movedim(0, 2).to(self.logits.dtype)
         actions = trajectory.actions.movedim(0, 2).long().unsqueeze(-1)
         active = trajectory.active.movedim(0, 2)
         policy = masked_softmax(self.logits, trajectory.masks.movedim(0, 2))
 
-        surprise = torch.where(active, returns - self.baseline, 0.0)
+        surprise = torch.where(active, targets - self.baseline, 0.0)
         advantage = surprise.unsqueeze(-1)
         gradient = (-advantage * policy).scatter_add(-1, actions, advantage)
         if self._entropy:
@@ -89,4 +89,8 @@ class PolicyGradient(TabularAgent):
         self.logits = self.logits + self._policy_rate * gradient
         mean_surprise = surprise.sum(0) / active.sum(0).clamp(min=1)
         self.baseline = self.baseline + self._baseline_rate * mean_surprise
-        return {"return": returns[..., 0].mean()}
+        return {"return": trajectory.returns(self._gamma)[0].mean()}
+
+    def _targets(self, trajectory: Trajectory) -> Float[Tensor, "depth episode task"]:
+        """What the baseline predicts."""
+        return trajectory.returns(self._gamma)

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from routing_marl.agents.checks import check_count, check_number
-from routing_marl.agents.policies import epsilon_greedy, greedy_action
-from routing_marl.agents.tabular import TabularAgent
+from routing_marl.agents.checks import check_number
+from routing_marl.agents.epsilon_greedy import EpsilonGreedyAgent
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 
 
-class QLearning(TabularAgent):
+class QLearning(EpsilonGreedyAgent):
     """Learns ``Q(s, a) <- Q + alpha (r + gamma max_legal Q(s', .) - Q)``; explores epsilon-greedily.
 
     Parallel episodes are learned one after the other, each *from its last depth to its first*: a depth sees
@@ -27,9 +26,6 @@ class QLearning(TabularAgent):
     before it: where rewards come late, one-step targets hardly teach the early depths. With a ``trace_decay`` of
     lambda the target is ``r + gamma ((1 - lambda) max_legal Q(s', .) + lambda target')``, with the target of the
     next decision (Peng & Williams 1996); 1 learns from whole returns.
-
-    Exploration shares the greedy probability among equal best actions, so that a new table prefers none; the
-    greedy action itself is the best one of the lowest index.
 
     Args:
         spec: the game.
@@ -51,7 +47,6 @@ class QLearning(TabularAgent):
 
     tables: ClassVar[tuple[str, ...]] = ("values", "batches")
     values: Float[Tensor, "task depth action"]
-    batches: Int[Tensor, ""]
 
     def __init__(
         self,
@@ -65,43 +60,21 @@ class QLearning(TabularAgent):
         epsilon_steps: int = 300,
         seed: int | None = None,
     ) -> None:
-        super().__init__(spec, seed)
+        super().__init__(spec, epsilon_start, epsilon_end, epsilon_steps, seed)
         self._alpha = check_number("alpha", alpha, 0.0, 1.0)
         self._gamma = check_number("gamma", gamma, 0.0, 1.0)
         self._trace_decay = check_number("trace_decay", trace_decay, 0.0, 1.0)
-        self._start = check_number("epsilon_start", epsilon_start, 0.0, 1.0)
-        self._end = check_number("epsilon_end", epsilon_end, 0.0, 1.0)
-        self._steps = check_count("epsilon_steps", epsilon_steps)
         self.values = torch.zeros(spec.n_tasks, spec.n_depths, spec.n_actions, device=spec.device)
-        # A tensor, as all that changes: the schedule costs no copy between host and device.
-        self.batches = torch.zeros((), dtype=torch.long, device=spec.device)
 
-    @property
-    def epsilon(self) -> Float[Tensor, ""]:
-        """The present probability of a uniform action."""
-        progress = (self.batches / self._steps).clamp(max=1.0)
-        return self._start + (self._end - self._start) * progress
-
-    def policy(self, observation: Observation) -> Float[Tensor, "episode task action"]:
-        """The epsilon-greedy probabilities, exploration included."""
-        return epsilon_greedy(self.values[:, observation.depth], observation.mask, self.epsilon)
-
-    def reported(self, observation: Observation) -> Float[Tensor, "episode task action"]:
-        """Q clipped to [0, 1], zero for illegal actions: the agreement that a Q-learner reports."""
-        return torch.where(observation.mask, self.values[:, observation.depth].clamp(0.0, 1.0), 0.0)
-
-    @torch.no_grad()
-    def act(self, observation: Observation, *, greedy: bool = False) -> Int[Tensor, "episode task"]:
-        """Acts epsilon-greedily, or takes the action of highest Q (of equals the lowest) where ``greedy``."""
-        if greedy:
-            return greedy_action(self.values[:, observation.depth], observation.mask)
-        return super().act(observation)
+    def values_at(self, observation: Observation) -> Float[Tensor, "1 task action"]:
+        """The table's rows of this depth."""
+        return self.values[None, :, observation.depth]
 
     @torch.no_grad()
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:
         """Learns from every active decision.
 
-        Returns epsilon, the relative entropy, and the mean over tasks of the best value at depth 0.
+        Returns the mean return, and epsilon.
         """
         rewards = trajectory.rewards.to(self.values.dtype).unsqueeze(-1)
         actions = trajectory.actions.long().unsqueeze(-1)
@@ -118,9 +91,15 @@ class QLearning(TabularAgent):
                 new = torch.where(deciding, value.lerp(target, self._alpha), value)
                 table = tables[depth] = table.scatter(-1, actions[depth, episode], new)
                 if depth:
-                    best = torch.where(trajectory.masks[depth, episode], table, -torch.inf).amax(-1, keepdim=True)
-                    hoped = best.lerp(target, self._trace_decay) if self._trace_decay else best
+                    hoped = self._hoped(table, trajectory.masks[depth, episode], actions[depth, episode])
+                    hoped = hoped.lerp(target, self._trace_decay) if self._trace_decay else hoped
                     after = torch.where(deciding, hoped, target)
         self.values = torch.stack(tables, 1)
         self.batches = self.batches + 1
         return {"return": trajectory.returns(self._gamma)[0].mean(), "epsilon": self.epsilon}
+
+    def _hoped(
+        self, table: Float[Tensor, "task action"], mask: Bool[Tensor, "task action"], action: Int[Tensor, "task 1"]
+    ) -> Float[Tensor, "task 1"]:
+        """What a decision is worth to the one before it."""
+        return torch.where(mask, table, -torch.inf).amax(-1, keepdim=True)

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from routing_marl.agents.base import SamplingAgent
 from routing_marl.agents.policies import uniform
-from routing_marl.agents.tabular import TabularAgent
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 
 
-class RandomAgent(TabularAgent):
+class RandomAgent(SamplingAgent):
     """Uniform over the legal actions, for ever, also where ``greedy`` is asked for: no action is better than another.
 
     Args:

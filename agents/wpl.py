@@ -11,21 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from routing_marl.agents.checks import check_choice, check_number
-from routing_marl.agents.policies import (
-    clip_projection,
-    euclidean_projection,
-    restrict,
-    uniform,
-)
-from routing_marl.agents.tabular import TabularAgent
+from routing_marl.agents.base import SamplingAgent
+from routing_marl.agents.checks import check_number
+from routing_marl.agents.policies import restrict, uniform
+from routing_marl.agents.wpl_rule import WPLRule
 from routing_marl.errors import UserError
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 
-PROJECTIONS = {"clip": clip_projection, "euclidean": euclidean_projection}
 
-
-class WPL(TabularAgent):
+class WPL(SamplingAgent):
     r"""A gradient learner whose step depends on how probable the action already is.
 
     For every decision, with action ``a`` and return ``R``, and parallel episodes one after the other::
@@ -82,16 +76,12 @@ class WPL(TabularAgent):
         initial_policy: Float[Tensor, "task depth action"] | None = None,
     ) -> None:
         super().__init__(spec, seed)
-        self._paper = check_choice("weighting", weighting, ("paper", "original")) == "paper"
-        self._sampled = check_choice("advantage", advantage, ("sampled", "averaged")) == "sampled"
-        self._project = PROJECTIONS[check_choice("projection", projection, tuple(PROJECTIONS))]
-        self._floor = check_number("floor", floor, 0.0, 1.0 / int(spec.legal.sum(-1).max()))
-        self._policy_rate = check_number("policy_rate", policy_rate)
+        self._rule = WPLRule(spec, weighting, advantage, projection, floor, policy_rate)
         self._return_rate = check_number("return_rate", return_rate, 0.0, 1.0)
         self._gamma = check_number("gamma", gamma, 0.0, 1.0)
         start = uniform(spec.legal).repeat(spec.n_tasks, 1, 1)
         if initial_policy is not None:
-            start = self._project(_check_policy(spec, initial_policy).to(start), spec.legal, self._floor)
+            start = self._rule.projected(_check_policy(spec, initial_policy).to(start), spec.legal)
         self.probabilities = start
         self.expected = torch.zeros_like(start)
 
@@ -122,21 +112,9 @@ class WPL(TabularAgent):
         before = self.expected.gather(-1, action)
         after = torch.where(active, before.lerp(value, self._return_rate), before)
         self.expected = self.expected.scatter(-1, action, after)
-        if self._sampled:
-            delta = value - after
-            step = self._weighted(delta, self.probabilities.gather(-1, action))
-            moved = self.probabilities.scatter_add(-1, action, step)
-        else:
-            mean = (restrict(self.probabilities, mask) * self.expected).sum(-1, keepdim=True)
-            delta = torch.where(mask, self.expected - mean, 0.0)
-            moved = self.probabilities + self._weighted(delta, self.probabilities)
-        projected = self._project(moved, self.spec.legal, self._floor)
+        moved = self._rule.moved(self.probabilities, self.expected, action, value, mask)
+        projected = self._rule.projected(moved, self.spec.legal)
         self.probabilities = torch.where(active, projected, self.probabilities)
-
-    def _weighted(self, delta: Tensor, probability: Tensor) -> Tensor:
-        by_probability = delta > 0 if self._paper else delta <= 0
-        weight = torch.where(by_probability, probability, 1.0 - probability)
-        return self._policy_rate * delta * weight
 
 
 def _check_policy(spec: GameSpec, policy: Float[Tensor, "task depth action"]) -> Float[Tensor, "task depth action"]:

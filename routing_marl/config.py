@@ -79,29 +79,39 @@ class AgentConfig:
     gamma: float | None = None
     """Discount of later rewards, in [0, 1]."""
     policy_rate: float | None = None
-    """Learning rate of the policy (wpl, wpl_original, policy_gradient)."""
+    """Step size of the policy (wpl*, and the tables of policy_gradient and actor_critic)."""
     return_rate: float | None = None
-    """Learning rate of the expected returns (wpl, wpl_original)."""
+    """Learning rate of the expected returns (wpl*)."""
     advantage: Literal["sampled", "averaged"] | None = None
-    """What moves the policy: the action taken, or all at once (wpl, wpl_original)."""
+    """What moves the policy: the action taken, or all at once (wpl*)."""
     projection: Literal["clip", "euclidean"] | None = None
-    """How a policy gets back onto the simplex (wpl, wpl_original)."""
+    """How a policy gets back onto the simplex (wpl*)."""
     floor: float | None = None
-    """Least probability of a legal action (wpl, wpl_original)."""
+    """Least probability of a legal action (wpl*)."""
     alpha: float | None = None
-    """Learning rate of the values (q_learning)."""
+    """Learning rate of the values (q_learning, sarsa)."""
     trace_decay: float | None = None
-    """How far back a reward is credited at once, in [0, 1]: Peng's Q(lambda); 0 is plain Q (q_learning)."""
+    """How far back a reward is credited at once, in [0, 1] (lambda of q_*, sarsa*, actor_critic*, single_agent*)."""
     epsilon_start: float | None = None
-    """Share of random actions at the start (q_learning)."""
+    """Share of random actions at the start (q_*, sarsa*)."""
     epsilon_end: float | None = None
-    """Share of random actions in the end (q_learning)."""
+    """Share of random actions in the end (q_*, sarsa*)."""
     epsilon_steps: int | None = None
-    """Updates from the first to the last share (q_learning)."""
+    """Updates from the first to the last share (q_*, sarsa*)."""
     baseline_rate: float | None = None
-    """Learning rate of the baseline (policy_gradient)."""
+    """Learning rate of the baseline or critic (policy_gradient, actor_critic)."""
     entropy: float | None = None
-    """Weight of the entropy bonus (policy_gradient)."""
+    """Weight of the entropy bonus (policy_gradient*, actor_critic*, single_agent*, dispatcher)."""
+    network_rate: float | None = None
+    """Learning rate of the agents' networks, Adam (those that have networks)."""
+    hidden_units: int | None = None
+    """Width of their hidden layer; 0 for linear functions."""
+    share_network: bool | None = None
+    """One network for all agents, instead of one each (*_network)."""
+    task_label: bool | None = None
+    """Whether a network that agents share sees the task (*_network with share-network, single_agent, dispatcher)."""
+    routing_agents: int | None = None
+    """Agents that a dispatcher chooses from (dispatcher)."""
 
     def given(self) -> dict[str, object]:
         """The settings that were given, by name."""

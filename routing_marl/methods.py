@@ -12,7 +12,21 @@ from typing import Any
 
 import torch
 
-from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, RandomAgent
+from routing_marl.agents import (
+    SARSA,
+    WPL,
+    ActorCritic,
+    ActorCriticNetwork,
+    FixedRoutes,
+    PolicyGradient,
+    PolicyGradientNetwork,
+    QLearning,
+    QNetwork,
+    RandomAgent,
+    SARSANetwork,
+    WPLNetwork,
+)
+from routing_marl.agents.dispatcher import dispatcher_of_networks
 from routing_marl.baselines import static
 from routing_marl.baselines.cross_stitch import CrossStitch
 from routing_marl.config import AgentConfig, RunConfig
@@ -35,6 +49,7 @@ class Method:
         make_agent: builds the agents from a spec, a seed and settings; None where the sharing is static.
         sharing: who shares what, where that never changes.
         network: builds a network without routers, where the method is one.
+        features: whether agents see the representation that they route.
     """
 
     summary: str
@@ -42,6 +57,7 @@ class Method:
     make_agent: MakeAgent | None = None
     sharing: Callable[[int, int, int], static.Sharing] | None = None
     network: Callable[..., UnroutedNetwork] | None = None
+    features: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,6 +79,41 @@ METHODS: dict[str, Method] = {
     ),
     "q_learning": Method("tabular Q-learning over task and depth", "Watkins and Dayan 1992", QLearning),
     "policy_gradient": Method("tabular REINFORCE with a learned baseline", "Williams 1992", PolicyGradient),
+    "sarsa": Method("tabular SARSA over task and depth", "Rummery and Niranjan 1994", SARSA),
+    "actor_critic": Method("tabular actor-critic (A2C)", "Mnih et al. 2016, arXiv 1602.01783", ActorCritic),
+    "wpl_network": Method(
+        "networks moved to where WPL would move a policy", f"{_PAPER} (left open there)", WPLNetwork, features=True
+    ),
+    "q_network": Method(
+        "Q-learning with a network per agent, or a shared one", "Mnih et al. 2015, Nature 518", QNetwork, features=True
+    ),
+    "sarsa_network": Method(
+        "SARSA with a network per agent, or a shared one", "Rummery and Niranjan 1994", SARSANetwork, features=True
+    ),
+    "policy_gradient_network": Method(
+        "REINFORCE with a network per agent, or a shared one", "Williams 1992", PolicyGradientNetwork, features=True
+    ),
+    "actor_critic_network": Method(
+        "actor-critic (A2C) with a network per agent, or a shared one",
+        "Mnih et al. 2016, arXiv 1602.01783",
+        ActorCriticNetwork,
+        features=True,
+    ),
+    "single_agent": Method(
+        "one agent routes all tasks (A2C); it sees the task",
+        _PAPER,
+        partial(ActorCriticNetwork, share_network=True),
+        features=True,
+    ),
+    "single_agent_unlabelled": Method(
+        "one agent routes all tasks (A2C), and does not see which",
+        _PAPER,
+        partial(ActorCriticNetwork, share_network=True, task_label=False),
+        features=True,
+    ),
+    "dispatcher": Method(
+        "an agent assigns each decision to one of K routing agents (A2C)", _PAPER, dispatcher_of_networks, features=True
+    ),
     "random": Method("a new random route at every decision", _PAPER, RandomAgent),
     "shared_bottom": Method(
         "a shared layer, then a tower per task", "Caruana 1997; Ma et al. 2018", sharing=static.shared_bottom
@@ -86,10 +137,11 @@ def find_method(name: str) -> Method:
     """The method of that name; UserError names those that there are.
 
     ``module:factory`` is a method of one's own: ``factory(spec, seed=..., **settings)`` makes the agents. Modules are
-    looked for in the working directory too.
+    looked for in the working directory too. A factory with a true attribute ``features`` gets observations with them.
     """
     if ":" in name:
-        return Method(f"made by {name}", "of your own", _find_factory(name))
+        factory = _find_factory(name)
+        return Method(f"made by {name}", "of your own", factory, features=getattr(factory, "features", False))
     if name not in METHODS:
         close = get_close_matches(name, METHODS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -140,7 +192,8 @@ def settings_of(config: RunConfig) -> RunConfig:
 def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[RoutingEngine, Agent]:
     """The engine and the agents of a run."""
     method = find_method(config.method)
-    engine = RoutingEngine(suite, make_network(config, suite), config.engine, device=device, seed=config.seed)
+    network = make_network(config, suite)
+    engine = RoutingEngine(suite, network, config.engine, features=method.features, device=device, seed=config.seed)
     if method.make_agent is not None:
         return engine, build_agent(method.make_agent, engine.spec, config)
     if method.sharing is not None:
