@@ -30,6 +30,7 @@ class ActorCriticNetwork(SamplingAgent):
         share_network: one network for all agents, instead of one each.
         task_label: whether a shared network sees the task.
         hidden_units: width of the hidden layer; 0 for a linear function.
+        start_scale: about how large the first outputs are: how far a new agent is from indifference.
         network_rate: learning rate (Adam).
         entropy: weight of the entropy bonus.
         gamma: discount of later rewards.
@@ -37,7 +38,7 @@ class ActorCriticNetwork(SamplingAgent):
         seed: of weights and sampled actions; None for fresh entropy.
 
     Attributes:
-        function: the networks; their outputs are the logits, then V, and start at 0.
+        function: the networks; their outputs are the logits, then V.
 
     Raises:
         UserError: a parameter is out of range.
@@ -52,7 +53,8 @@ class ActorCriticNetwork(SamplingAgent):
         share_network: bool = False,
         task_label: bool = True,
         hidden_units: int = 64,
-        network_rate: float = 0.01,
+        start_scale: float = 10.0,
+        network_rate: float = 0.003,
         entropy: float = 0.01,
         gamma: float = 1.0,
         trace_decay: float = 0.9,
@@ -68,6 +70,7 @@ class ActorCriticNetwork(SamplingAgent):
             share_network=share_network,
             task_label=task_label,
             hidden_units=hidden_units,
+            start_scale=start_scale,
             network_rate=network_rate,
             seed=seed,
         )
@@ -100,6 +103,7 @@ class PolicyGradientNetwork(ActorCriticNetwork):
         share_network: one network for all agents, instead of one each.
         task_label: whether a shared network sees the task.
         hidden_units: width of the hidden layer; 0 for a linear function.
+        start_scale: about how large the first outputs are: how far a new agent is from indifference.
         network_rate: learning rate (Adam).
         entropy: weight of the entropy bonus.
         gamma: discount of later rewards.
@@ -116,7 +120,8 @@ class PolicyGradientNetwork(ActorCriticNetwork):
         share_network: bool = False,
         task_label: bool = True,
         hidden_units: int = 64,
-        network_rate: float = 0.01,
+        start_scale: float = 10.0,
+        network_rate: float = 0.003,
         entropy: float = 0.01,
         gamma: float = 1.0,
         seed: int | None = None,
@@ -126,6 +131,7 @@ class PolicyGradientNetwork(ActorCriticNetwork):
             share_network=share_network,
             task_label=task_label,
             hidden_units=hidden_units,
+            start_scale=start_scale,
             network_rate=network_rate,
             entropy=entropy,
             gamma=gamma,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from routing_marl.agents.actor_critic_network import ActorCriticNetwork, PolicyGradientNetwork
@@ -75,8 +75,7 @@ class Dispatcher:
         if observation.depth == 0:
             weight: Tensor = self.dispatch.policy(self._before(observation))  # type: ignore[attr-defined]
         else:
-            assignment = self._assigned(observation.mask.shape[:2])
-            weight = torch.nn.functional.one_hot(assignment, self._n_routing).to(torch.get_default_dtype())
+            weight = self._one_hot(self._assigned(observation.mask.shape[:2])).float()
         policies: Tensor = self.routing.policy(self._seats(observation))  # type: ignore[attr-defined]
         return (weight.unsqueeze(-1) * policies.view(*weight.shape, -1)).sum(2)
 
@@ -92,7 +91,7 @@ class Dispatcher:
         shape = trajectory.actions.shape[1:]
         assignment = self._assigned(shape)
         # [D, E, T, ...] -> [D, E * T, K, ...]: an episode of the routing agents is one assignment.
-        seat = torch.nn.functional.one_hot(assignment.flatten(), self._n_routing).bool()
+        seat = self._one_hot(assignment.flatten())
 
         def seated(field: Tensor) -> Tensor:
             flat = field.flatten(1, 2).unsqueeze(2)
@@ -122,7 +121,11 @@ class Dispatcher:
         if hasattr(self.dispatch, "policy"):
             chances: Tensor = self.dispatch.policy(before)
             return chances
-        return torch.nn.functional.one_hot(assignment, self._n_routing).to(torch.get_default_dtype())
+        return self._one_hot(assignment).float()
+
+    def _one_hot(self, assignment: Int[Tensor, "*assigned"]) -> Bool[Tensor, "*assigned routing_agent"]:
+        # Not torch's: that one looks whether the numbers are small enough, and waits for them.
+        return assignment.unsqueeze(-1) == torch.arange(self._n_routing, device=assignment.device)
 
     def _assigned(self, shape: torch.Size) -> Int[Tensor, "episode task"]:
         if self.assignment is None or self.assignment.shape != shape:
@@ -171,7 +174,8 @@ def dispatcher_of_networks(
     routing_agents: int | None = None,
     task_label: bool = True,
     hidden_units: int = 64,
-    network_rate: float = 0.01,
+    start_scale: float = 10.0,
+    network_rate: float = 0.003,
     entropy: float = 0.01,
     gamma: float = 1.0,
     trace_decay: float = 0.9,
@@ -184,6 +188,7 @@ def dispatcher_of_networks(
         routing_agents: K; by default one per task, but no more than ``MAX_ROUTING_AGENTS``.
         task_label: whether the dispatching agent sees the task, beside the features.
         hidden_units: width of the hidden layers; 0 for linear functions.
+        start_scale: about how large the first outputs are: how far new agents are from indifference.
         network_rate: learning rate (Adam).
         entropy: weight of the entropy bonus.
         gamma: discount of later rewards.
@@ -196,6 +201,7 @@ def dispatcher_of_networks(
     k = min(spec.n_tasks, MAX_ROUTING_AGENTS) if routing_agents is None else routing_agents
     settings: dict[str, Any] = {
         "hidden_units": hidden_units,
+        "start_scale": start_scale,
         "network_rate": network_rate,
         "entropy": entropy,
         "gamma": gamma,

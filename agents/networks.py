@@ -17,14 +17,21 @@ from routing_marl.errors import UserError
 from routing_marl.protocol import GameSpec, Observation, Trajectory
 from routing_marl.randomness import RandomStream
 
+LABEL_SCALE = 3.0
+
 Outputs = Float[Tensor, "depth episode task output"]
 
 
 class Perceptrons(nn.Module):
     """Perceptrons of one hidden layer (ReLU) over :func:`routing_marl.protocol.as_vectors`, all computed at once.
 
-    A one-hot times a matrix is a row of that matrix, so the one-hots are never built. The hidden layer starts at
-    random, with task, depth and features of about the same weight; the output starts at zero, as tables do.
+    A one-hot times a matrix is a row of that matrix, so the one-hots are never built.
+
+    New agents prefer some actions: their first outputs are about as large as ``start_scale``. Where they all start
+    uniform, blocks learn what suits all tasks at once, then every route pays the same, and nothing tells an agent to
+    leave (one-against-rest tasks are such a game, "always no" such an optimum). A shared network starts with
+    preferences of each task's own only as far as the task decides them, hence the weight of its label,
+    ``LABEL_SCALE`` times that of the depth and of all features together.
 
     Args:
         spec: the game.
@@ -32,6 +39,7 @@ class Perceptrons(nn.Module):
         share_network: one network for all agents, instead of one each.
         task_label: whether the shared network sees the task.
         hidden_units: width of the hidden layer; 0 for a linear function.
+        start_scale: about how large the first outputs are; 0 for none at all, as tables start.
         seed: of the first weights; None for fresh entropy.
     """
 
@@ -46,6 +54,7 @@ class Perceptrons(nn.Module):
         share_network: bool,
         task_label: bool,
         hidden_units: int,
+        start_scale: float,
         seed: int | None,
     ) -> None:
         super().__init__()
@@ -53,15 +62,16 @@ class Perceptrons(nn.Module):
         n_networks = 1 if share_network else spec.n_tasks
         width = hidden_units or n_outputs
 
-        def rows(*shape: int, scale: float = 1.0) -> nn.Parameter:
-            start = torch.randn(*shape, width, generator=generator) if hidden_units else torch.zeros(*shape, width)
-            return nn.Parameter(scale * start)
+        def drawn(*shape: int, scale: float) -> nn.Parameter:
+            return nn.Parameter(scale * torch.randn(shape, generator=generator))
 
-        self.depth = rows(n_networks, spec.n_depths)
-        self.label = rows(spec.n_tasks) if share_network and task_label else None
-        n_features = spec.n_features
-        self.features = rows(n_networks, n_features, scale=1 / math.sqrt(n_features)) if n_features else None
-        self.output = nn.Parameter(torch.zeros(n_networks, width, n_outputs)) if hidden_units else None
+        first = 1.0 if hidden_units else start_scale
+        self.depth = drawn(n_networks, spec.n_depths, width, scale=first)
+        self.label = drawn(spec.n_tasks, width, scale=LABEL_SCALE * first) if share_network and task_label else None
+        per_feature = first / math.sqrt(max(spec.n_features, 1))
+        self.features = drawn(n_networks, spec.n_features, width, scale=per_feature) if spec.n_features else None
+        per_unit = start_scale / math.sqrt(width)
+        self.output = drawn(n_networks, width, n_outputs, scale=per_unit) if hidden_units else None
         self.bias = nn.Parameter(torch.zeros(n_networks, n_outputs)) if hidden_units else None
 
     def forward(
@@ -97,6 +107,7 @@ class Approximator:
         share_network: one network for all agents, instead of one each.
         task_label: whether a shared network sees the task; without, all agents act alike on what they see.
         hidden_units: width of the hidden layer; 0 for a linear function.
+        start_scale: about how large the first outputs are.
         network_rate: learning rate.
         seed: of the first weights; None for fresh entropy.
 
@@ -116,6 +127,7 @@ class Approximator:
         share_network: bool,
         task_label: bool,
         hidden_units: int,
+        start_scale: float,
         network_rate: float,
         seed: int | None,
     ) -> None:
@@ -127,6 +139,7 @@ class Approximator:
             share_network=share_network,
             task_label=task_label,
             hidden_units=check_count("hidden_units", hidden_units, low=0),
+            start_scale=check_number("start_scale", start_scale),
             seed=seed,
         ).to(spec.device)
         rate = check_number("network_rate", network_rate)

@@ -31,6 +31,7 @@ class QNetwork(EpsilonGreedyAgent):
         share_network: one network for all agents, instead of one each.
         task_label: whether a shared network sees the task.
         hidden_units: width of the hidden layer; 0 for a linear function.
+        start_scale: about how large the first outputs are: how far a new agent is from indifference.
         network_rate: learning rate (Adam).
         gamma: discount of later rewards.
         trace_decay: how much of the target is what happened later, and not what was expected; 0 is the formula.
@@ -40,7 +41,7 @@ class QNetwork(EpsilonGreedyAgent):
         seed: of weights and sampled actions; None for fresh entropy.
 
     Attributes:
-        function: the networks; their outputs are Q, and start at 0.
+        function: the networks; their outputs are Q.
 
     Raises:
         UserError: a parameter is out of range.
@@ -55,10 +56,11 @@ class QNetwork(EpsilonGreedyAgent):
         share_network: bool = False,
         task_label: bool = True,
         hidden_units: int = 64,
-        network_rate: float = 0.01,
+        start_scale: float = 1.0,
+        network_rate: float = 0.03,
         gamma: float = 1.0,
-        trace_decay: float = 0.0,
-        epsilon_start: float = 1.0,
+        trace_decay: float = 0.9,
+        epsilon_start: float = 0.1,
         epsilon_end: float = 0.05,
         epsilon_steps: int = 300,
         seed: int | None = None,
@@ -72,6 +74,7 @@ class QNetwork(EpsilonGreedyAgent):
             share_network=share_network,
             task_label=task_label,
             hidden_units=hidden_units,
+            start_scale=start_scale,
             network_rate=network_rate,
             seed=seed,
         )

@@ -48,12 +48,13 @@ class WPLNetwork(SamplingAgent):
         share_network: one network for all agents, instead of one each.
         task_label: whether a shared network sees the task.
         hidden_units: width of the hidden layer; 0 for a linear function.
+        start_scale: about how large the first outputs are: how far a new agent is from indifference.
         network_rate: learning rate (Adam).
         gamma: discount of later rewards.
         seed: of weights and sampled actions; None for fresh entropy.
 
     Attributes:
-        function: the networks; their outputs are the logits, then ``Rhat``, and start at 0.
+        function: the networks; their outputs are the logits, then ``Rhat``.
 
     Raises:
         UserError: a parameter is out of range.
@@ -74,7 +75,8 @@ class WPLNetwork(SamplingAgent):
         share_network: bool = False,
         task_label: bool = True,
         hidden_units: int = 64,
-        network_rate: float = 0.01,
+        start_scale: float = 10.0,
+        network_rate: float = 0.003,
         gamma: float = 1.0,
         seed: int | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class WPLNetwork(SamplingAgent):
             share_network=share_network,
             task_label=task_label,
             hidden_units=hidden_units,
+            start_scale=start_scale,
             network_rate=network_rate,
             seed=seed,
         )

@@ -106,6 +106,8 @@ class AgentConfig:
     """Learning rate of the agents' networks, Adam (those that have networks)."""
     hidden_units: int | None = None
     """Width of their hidden layer; 0 for linear functions."""
+    start_scale: float | None = None
+    """About how large the first outputs of agents' networks are: how far a new agent is from indifference."""
     share_network: bool | None = None
     """One network for all agents, instead of one each (*_network)."""
     task_label: bool | None = None

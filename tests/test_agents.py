@@ -4,38 +4,59 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from routing_marl.agents import (
+    SARSA,
     WPL,
+    ActorCritic,
+    ActorCriticNetwork,
     FixedRoutes,
     PolicyGradient,
+    PolicyGradientNetwork,
     QLearning,
+    QNetwork,
     RandomAgent,
+    SARSANetwork,
+    WPLNetwork,
     all_shared,
     per_task,
     random_groups,
 )
+from routing_marl.agents.dispatcher import dispatcher_of_networks
 from routing_marl.errors import UserError
 from routing_marl.protocol import Agent, GameSpec, Observation, Trajectory
 from routing_marl.synchronisation import synchronisations
 
-T, D, A = 4, 3, 5
+T, D, A, F = 4, 3, 5, 6
 LEGAL = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 1, 0, 1, 0]], dtype=torch.bool)
-SPEC = GameSpec(LEGAL, T)
+SPEC = GameSpec(LEGAL, T, F)
 
 Maker = Callable[..., Agent]
-LEARNERS: dict[str, Maker] = {
+TABLES: dict[str, Maker] = {
     "wpl": WPL,
     "wpl averaged": lambda spec, **kw: WPL(spec, advantage="averaged", policy_rate=0.3, **kw),
     "wpl original": lambda spec, **kw: WPL(spec, weighting="original", projection="euclidean", floor=0.02, **kw),
     "q": lambda spec, **kw: QLearning(spec, epsilon_steps=5, **kw),
+    "sarsa": SARSA,
     "pg": PolicyGradient,
+    "a2c": ActorCritic,
 }
+NETWORKS: dict[str, Maker] = {
+    "wpl network": lambda spec, **kw: WPLNetwork(spec, weighting="original", advantage="averaged", **kw),
+    "q network": lambda spec, **kw: QNetwork(spec, epsilon_steps=5, **kw),
+    "sarsa network": lambda spec, **kw: SARSANetwork(spec, epsilon_steps=5, hidden_units=0, **kw),
+    "pg network": lambda spec, **kw: PolicyGradientNetwork(spec, share_network=True, **kw),
+    "a2c network": ActorCriticNetwork,
+    "single agent": lambda spec, **kw: ActorCriticNetwork(spec, share_network=True, task_label=False, **kw),
+    "dispatcher": lambda spec, **kw: dispatcher_of_networks(spec, routing_agents=3, **kw),
+}
+LEARNERS = TABLES | NETWORKS
 SAMPLERS: dict[str, Maker] = LEARNERS | {"random": RandomAgent}
 ROUTES = torch.tensor([[0, 1, 2, 3], [1, 1, 2, 4], [0, 1, 3, 3]])
 ALL: dict[str, Maker] = SAMPLERS | {"fixed": lambda spec, seed=None: FixedRoutes(spec, ROUTES)}
@@ -54,7 +75,8 @@ def random_trajectory(seed: int, episodes: int = 3) -> Trajectory:
     scores = torch.where(masks, torch.rand(masks.shape, generator=generator), -1.0)
     rewards = torch.randn(D, episodes, T, generator=generator)
     active = torch.rand(D, episodes, T, generator=generator) < 0.75
-    return Trajectory(scores.argmax(-1), rewards, masks, active)
+    features = torch.randn(D, episodes, T, F, generator=generator)
+    return Trajectory(scores.argmax(-1), rewards, masks, active, features)
 
 
 def single(action: int, reward: float, actions: int) -> Trajectory:
@@ -69,11 +91,23 @@ def single(action: int, reward: float, actions: int) -> Trajectory:
 
 def observe(depth: int, episodes: int = 3, seed: int = 0) -> Observation:
     generator = torch.Generator().manual_seed(seed)
-    return Observation(depth, random_masks(generator, episodes, T, A, legal=LEGAL[depth]))
+    masks = random_masks(generator, episodes, T, A, legal=LEGAL[depth])
+    return Observation(depth, masks, torch.randn(episodes, T, F, generator=generator))
 
 
 def tables(agent: Agent) -> dict[str, Tensor]:
-    return {name: value for name, value in agent.state_dict().items() if name != "stream"}
+    """All tensors that an agent has learned, by their place in its state."""
+
+    def flat(state: Mapping[str, object], prefix: str = "") -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{name}"] = value
+            elif isinstance(value, Mapping) and name != "stream":
+                found |= flat({str(key): part for key, part in value.items()}, f"{prefix}{name}.")
+        return found
+
+    return flat(agent.state_dict())
 
 
 def assert_same(first: Agent, second: Agent) -> None:
@@ -322,7 +356,7 @@ def test_policy_gradient_equals_autograd_over_decisions() -> None:
 # --- what holds for every agent
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", TABLES)
 def test_inactive_decisions_change_nothing_to_the_bit(name) -> None:
     agent = LEARNERS[name](SPEC, seed=0)
     play_and_learn(agent, range(3))
@@ -337,7 +371,7 @@ def test_inactive_decisions_change_nothing_to_the_bit(name) -> None:
             assert not torch.equal(table, before[key])
 
 
-@pytest.mark.parametrize("name", ["wpl", "wpl averaged", "wpl original", "q"])
+@pytest.mark.parametrize("name", ["wpl", "wpl averaged", "wpl original", "q", "sarsa"])
 def test_parallel_episodes_are_learned_one_after_the_other(name) -> None:
     together, apart = (LEARNERS[name](SPEC, seed=0) for _ in range(2))
     trajectory = random_trajectory(0)
@@ -368,7 +402,9 @@ def test_only_legal_actions_are_taken_and_get_probability(name) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learning_reports_finite_scalars(name) -> None:
-    metrics = LEARNERS[name](SPEC, seed=0).learn(random_trajectory(0))
+    agent = LEARNERS[name](SPEC, seed=0)
+    agent.act(observe(0))
+    metrics = agent.learn(random_trajectory(0))
     assert metrics["return"] == random_trajectory(0).returns()[0].mean()
     assert all(value.shape == () and value.isfinite() for value in metrics.values())
 
@@ -403,14 +439,15 @@ def test_a_saved_agent_goes_on_to_the_bit(name) -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_state_is_a_copy_and_a_foreign_one_is_refused(name) -> None:
     agent = LEARNERS[name](SPEC, seed=0)
+    play_and_learn(agent, range(2))
     state = agent.state_dict()
     kept = copy.deepcopy(state)
-    play_and_learn(agent, range(2))
-    for key in tables(agent):
-        assert torch.equal(state[key], kept[key])
+    play_and_learn(agent, range(2, 4))
+    assert str(state) == str(kept)
+    assert str(state) != str(agent.state_dict())
     learned = tables(agent)
     foreign = LEARNERS[name](GameSpec(LEGAL, T + 1), seed=0).state_dict()
-    for bad in (foreign, {}, {key: state[key] for key in state if key != "stream"}):
+    for bad in (foreign, {}, dict(list(state.items())[:-1])):
         with pytest.raises(UserError, match="needs"):
             agent.load_state_dict(bad)
     assert all(torch.equal(table, learned[key]) for key, table in tables(agent).items())
@@ -420,13 +457,16 @@ CLONES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda agent: 
 
 
 @pytest.mark.parametrize("clone", CLONES)
-@pytest.mark.parametrize("maker", [WPL, QLearning, PolicyGradient, RandomAgent])
-def test_clones_of_an_unseeded_agent_act_differently_and_learn_apart(maker, clone) -> None:
-    agent = maker(SPEC)
+@pytest.mark.parametrize("name", [*SAMPLERS])
+def test_clones_of_an_unseeded_agent_act_differently_and_learn_apart(name, clone) -> None:
+    if name in NETWORKS and clone == "copy":
+        pytest.skip("a shallow copy shares the networks")
+    agent = SAMPLERS[name](SPEC)
     twin = CLONES[clone](agent)
     one, other = ([each.act(observe(0, 20)) for _ in range(3)] for each in (agent, twin))
     assert not torch.equal(torch.stack(one), torch.stack(other))
     before = tables(agent)
+    twin.act(observe(0))
     twin.learn(random_trajectory(0))
     assert all(torch.equal(table, before[name]) for name, table in tables(agent).items())
 
@@ -434,6 +474,7 @@ def test_clones_of_an_unseeded_agent_act_differently_and_learn_apart(maker, clon
 @pytest.mark.parametrize("name", ALL)
 def test_acting_and_learning_never_wait_for_the_device(name) -> None:
     agent = ALL[name](SPEC, seed=0)
+    agent.act(observe(0))
     observation, trajectory = observe(1), random_trajectory(0)
     with synchronisations() as found:
         agent.act(observation)
@@ -448,10 +489,11 @@ def test_acting_and_learning_never_wait_for_the_device(name) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_agents_live_on_the_device_of_the_game(name) -> None:
     device = torch.device("cuda")
-    agent = ALL[name](GameSpec(LEGAL.to(device), T, device=device), seed=0)
-    observation = Observation(1, observe(1).mask.to(device))
-    assert agent.act(observation).device.type == "cuda"
-    agent.learn(Trajectory(*(field.to(device) for field in random_trajectory(0)[:4])))
+    agent = ALL[name](GameSpec(LEGAL.to(device), T, F, device=device), seed=0)
+    for depth in range(D):
+        _, mask, features = observe(depth)
+        assert agent.act(Observation(depth, mask.to(device), features.to(device))).device.type == "cuda"
+    agent.learn(Trajectory(*(field.to(device) for field in random_trajectory(0))))
 
 
 # --- particular agents
@@ -552,6 +594,20 @@ def test_route_tables() -> None:
         (PolicyGradient, "entropy", -0.01),
         (PolicyGradient, "gamma", 1.01),
         (RandomAgent, "seed", 1.5),
+        (SARSA, "trace_decay", -0.1),
+        (ActorCritic, "trace_decay", 1.1),
+        (QNetwork, "hidden_units", -1),
+        (QNetwork, "network_rate", -0.1),
+        (QNetwork, "trace_decay", 1.1),
+        (SARSANetwork, "epsilon_steps", 0),
+        (ActorCriticNetwork, "task_label", False),
+        (ActorCriticNetwork, "entropy", -0.1),
+        (PolicyGradientNetwork, "gamma", 1.1),
+        (WPLNetwork, "weighting", "papers"),
+        (WPLNetwork, "floor", 0.21),
+        (WPLNetwork, "return_rate", -1.0),
+        (dispatcher_of_networks, "routing_agents", 0),
+        (dispatcher_of_networks, "gamma", 2.0),
     ],
 )
 def test_bad_parameters_are_named(maker, parameter, value) -> None:
@@ -569,6 +625,8 @@ def test_a_table_of_the_wrong_shape_is_refused() -> None:
 # --- a game that every learner solves
 
 
+INDIFFERENT: dict[str, Any] = {"start_scale": 0.0, "network_rate": 0.01}
+EXPLORING: dict[str, Any] = INDIFFERENT | {"epsilon_start": 1.0}
 SOLVERS: dict[str, Maker] = {
     # Slow enough to find out before it commits: rich gets richer.
     "wpl": lambda spec, **kw: WPL(spec, policy_rate=0.01, **kw),
@@ -577,22 +635,38 @@ SOLVERS: dict[str, Maker] = {
         spec, weighting="original", advantage="averaged", projection="euclidean", policy_rate=0.01, floor=0.02, **kw
     ),
     "q": lambda spec, **kw: QLearning(spec, alpha=0.05, trace_decay=1.0, epsilon_steps=100, **kw),
+    "sarsa": lambda spec, **kw: SARSA(spec, alpha=0.05, trace_decay=1.0, epsilon_steps=100, **kw),
     "pg": lambda spec, **kw: PolicyGradient(spec, policy_rate=0.5, **kw),
+    "a2c": lambda spec, **kw: ActorCritic(spec, policy_rate=0.5, **kw),
+    "wpl network": lambda spec, **kw: WPLNetwork(spec, weighting="original", advantage="averaged", **INDIFFERENT, **kw),
+    "q network": lambda spec, **kw: QNetwork(spec, trace_decay=1.0, epsilon_steps=100, **EXPLORING, **kw),
+    "sarsa network": lambda spec, **kw: SARSANetwork(spec, trace_decay=1.0, epsilon_steps=100, **EXPLORING, **kw),
+    "pg network": lambda spec, **kw: PolicyGradientNetwork(spec, **INDIFFERENT, **kw),
+    "a2c network": lambda spec, **kw: ActorCriticNetwork(spec, **INDIFFERENT, **kw),
+    "single agent": lambda spec, **kw: ActorCriticNetwork(
+        spec, share_network=True, entropy=0.05, **INDIFFERENT | {"network_rate": 0.003}, **kw
+    ),
 }
 
 
 def solve(agent: Agent, spec: GameSpec, best: Tensor, *, steps: int, episodes: int, seed: int) -> Tensor:
-    """Pays +1 with a chance of 0.1 to 0.9, by how much of a route is right, at the end; returns the greedy routes."""
+    """Pays +1 with a chance of 0.1 to 0.9, by how much of a route is right, at the end; returns the greedy routes.
+
+    Where the game has features, they tell tasks apart.
+    """
     noise = torch.Generator().manual_seed(seed)
     mask = torch.ones(episodes, spec.n_tasks, spec.n_actions, dtype=torch.bool)
     active = torch.ones(spec.n_depths, episodes, spec.n_tasks, dtype=torch.bool)
+    who = torch.eye(spec.n_tasks).expand(episodes, -1, -1) if spec.n_features else None
+    seen = [Observation(depth, mask, who) for depth in range(spec.n_depths)]
+    features = None if who is None else who.expand(spec.n_depths, -1, -1, -1)
     for _ in range(steps):
-        played = torch.stack([agent.act(Observation(depth, mask)) for depth in range(spec.n_depths)])
+        played = torch.stack([agent.act(observation) for observation in seen])
         chance = 0.1 + 0.8 * (played == best[:, None]).float().mean(0)
         rewards = torch.zeros(active.shape)
         rewards[-1] = torch.where(torch.rand(chance.shape, generator=noise) < chance, 1.0, -1.0)
-        agent.learn(Trajectory(played, rewards, mask.expand(spec.n_depths, -1, -1, -1), active))
-    return torch.stack([agent.act(Observation(depth, mask), greedy=True)[0] for depth in range(spec.n_depths)])
+        agent.learn(Trajectory(played, rewards, mask.expand(spec.n_depths, -1, -1, -1), active, features))
+    return torch.stack([agent.act(observation, greedy=True)[0] for observation in seen])
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -600,3 +674,13 @@ def test_every_learner_finds_the_best_routes(name) -> None:
     spec = GameSpec(torch.ones(2, 4, dtype=torch.bool), 4)
     best = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]])
     assert torch.equal(solve(SOLVERS[name](spec, seed=0), spec, best, steps=300, episodes=8, seed=0), best)
+
+
+@pytest.mark.parametrize("n_features", [0, 4])
+def test_a_single_agent_without_a_label_tells_tasks_apart_by_their_features_only(n_features) -> None:
+    spec = GameSpec(torch.ones(2, 4, dtype=torch.bool), 4, n_features)
+    best = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]])
+    agent = ActorCriticNetwork(spec, share_network=True, task_label=False, **INDIFFERENT, seed=0)
+    found = solve(agent, spec, best, steps=300, episodes=8, seed=0)
+    assert torch.equal(found, best) == bool(n_features)
+    assert n_features or (found == found[:, :1]).all()
