@@ -222,7 +222,7 @@ def test_linear_values_learn_from_returns_as_tables_do(table, network) -> None:
 
 def test_linear_values_learn_from_what_they_hope_for() -> None:
     # One step ahead, a table learns its last depth first; a gradient sees all values as they were before.
-    agent = descends(QNetwork(SPEC, gamma=0.9, **TABLE), 0.3)
+    agent = descends(QNetwork(SPEC, gamma=0.9, trace_decay=0.0, **TABLE), 0.3)
     q = torch.zeros(T, D, A)
     for seed in range(5):
         trajectory = trajectory_of(seed)
