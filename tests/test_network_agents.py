@@ -84,6 +84,16 @@ def test_sarsa_by_hand() -> None:
     torch.testing.assert_close(agent.values, torch.tensor([[[0.325, 0.0], [2.0, 0.5]]]))
 
 
+@pytest.mark.parametrize(("network", "first"), [(SARSANetwork, 0.1), (QNetwork, 1.0)])
+def test_values_of_networks_by_hand(network, first) -> None:
+    spec = GameSpec(torch.ones(2, 2, dtype=torch.bool), 1)
+    agent = descends(network(spec, gamma=0.9, trace_decay=0.0, **TABLE), 0.5)
+    with torch.no_grad():
+        agent.function.network.depth[0, 1, 0] = 2.0
+    agent.learn(route([0, 1], [0.2, 1.0]))  # Q0(0) = 0.5 (0.2 + 0.9 * 0), or 0.5 (0.2 + 0.9 * 2) where the best counts
+    torch.testing.assert_close(agent.function.network.depth.detach(), torch.tensor([[[first, 0.0], [2.0, 0.5]]]))
+
+
 def test_actor_critic_by_hand() -> None:
     spec = GameSpec(torch.ones(2, 2, dtype=torch.bool), 1)
     agent = ActorCritic(spec, policy_rate=0.1, baseline_rate=0.2, entropy=0.0, gamma=0.5, trace_decay=0.25)
