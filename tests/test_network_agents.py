@@ -33,8 +33,8 @@ from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunCon
 from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
 from routing_marl.methods import METHODS, check_settings, make_game
+from routing_marl.paper_recipes import digits
 from routing_marl.protocol import GameSpec, Observation, Trajectory, as_vectors
-from routing_marl.suites import digits
 from routing_marl.synchronisation import synchronisations
 from routing_marl.training import Run, play_episode
 
