@@ -465,4 +465,4 @@ def test_every_router_gets_away_from_always_no(name, engine) -> None:
     for _ in range(5):
         run.train_epoch()
     (last,) = [r["balanced_accuracy"] for r in run.rows if (r["epoch"], r["split"], r["task"]) == (5, "test", -1)]
-    assert last > 0.6
+    assert last > 0.55
