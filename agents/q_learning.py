@@ -86,6 +86,10 @@ class QLearning(TabularAgent):
         """The epsilon-greedy probabilities, exploration included."""
         return epsilon_greedy(self.values[:, observation.depth], observation.mask, self.epsilon)
 
+    def expected_return(self, observation: Observation) -> Float[Tensor, "episode task"]:
+        """The mean of Q under the policy, exploration included."""
+        return (self.policy(observation) * self.values[:, observation.depth]).sum(-1)
+
     def reported(self, observation: Observation) -> Float[Tensor, "episode task action"]:
         """Q clipped to [0, 1], zero for illegal actions: the agreement that a Q-learner reports."""
         return torch.where(observation.mask, self.values[:, observation.depth].clamp(0.0, 1.0), 0.0)

@@ -26,6 +26,7 @@ from routing_marl.files import check_output_file, write_json
 from routing_marl.methods import METHODS, check_settings, find_method, make_game
 from routing_marl.recipes import RECIPES, make_suite
 from routing_marl.results import MEAN_TASK
+from routing_marl.routes import ROUTES
 from routing_marl.suite_report import contact_sheet, count_rows
 from routing_marl.suites import TaskSuite
 
@@ -309,7 +310,7 @@ def _last_usages(configs: list[RunConfig], out: Path) -> dict[str, Any]:
     """The final routes of each router's first seed (static sharing needs no picture)."""
     usages: dict[str, Any] = {}
     for config in configs:
-        path = out / comparison.RUNS / config.name / training.ROUTES
+        path = out / comparison.RUNS / config.name / ROUTES
         if find_method(config.method).sharing is None and config.method not in usages and path.exists():
             with np.load(path, allow_pickle=False) as arrays:
                 usages[config.method] = arrays["usage"][-1]

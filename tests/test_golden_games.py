@@ -84,7 +84,7 @@ def biased(advantage: str) -> Tensor:
     agent = WPL(
         SPEC, weighting="original", advantage=advantage, policy_rate=3e-3, return_rate=0.5, seed=0, initial_policy=START
     )
-    history = play_games(engine, agent, 500, every=10)
+    history = play_games(engine, agent, 700, every=10)
     return history[-15:].mean(0)[..., 0]
 
 
