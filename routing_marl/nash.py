@@ -1,8 +1,9 @@
 """The Nash gap of a routing game: what each agent could gain if it alone took another route, blocks frozen.
 
 With frozen blocks an agent's final reward depends on its own route only, and its collaboration reward on its own
-actions and on the habits of all agents, which frozen play does not change. So one episode in which *every* agent
-deviates measures the deviation of each of them, and all is played by the engine itself.
+actions and on the habits of all agents (or on what they report), which frozen play does not change, the deviator's own
+included. So one episode in which *every* agent deviates measures the deviation of each of them, and all is played by
+the engine itself.
 
 The best of many routes is best partly by luck: its gain on the data that it was chosen on (``gap``) is too large on
 average. Chosen on one random half of the instances and measured on the other (``gain``), it is not.

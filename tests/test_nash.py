@@ -17,8 +17,8 @@ from routing_marl.network import routing_all_fc
 from routing_marl.training import play_episode
 
 NETWORKS = {
-    "layered": {"blocks": 2, "depth": 3, "hidden": 8},
-    "uneven": {"blocks": [2, 1, 3], "depth": 3, "hidden": 8},
+    "layered": {"blocks": 2, "depth": 2, "hidden": 8},
+    "uneven": {"blocks": [1, 3, 2], "depth": 3, "hidden": 8},
     "stop": {"recursive": True, "allow_stop": True, "depth": 2, "blocks": 2, "hidden": 8},
 }
 
@@ -35,19 +35,26 @@ def trained(network="layered", instances=6, agreement="empirical", make=WPL, fea
 
 
 def played_alone(engine, agent, task, route, split):
-    """Returns per instance of one agent's route, all others playing as they do; a fresh episode for each decision."""
+    """Returns per instance of one agent's route, all others playing as they do; a fresh episode for each decision.
+
+    What agents report of themselves, the deviator too, is what they report in the play that is deviated from.
+    """
     values = []
     sizes = engine.suite.split(split).sizes
     for batch in engine.batches(split):
         for episode in range(batch.label.shape[0]):
             one = Batch(*(part[episode : episode + 1] for part in batch))
+            observation, reports = engine.reset(split, one), []
+            for _ in range(engine.spec.n_depths):
+                reports.append(reported(agent, observation, engine))
+                observation = engine.step(agent.act(observation, greedy=True), reports[-1]).observation
             observation = engine.reset(split, one)
             total = 0.0
             for depth in range(engine.spec.n_depths):
                 actions = agent.act(observation, greedy=True)
                 if route is not None:
                     actions[:, task] = route[depth]
-                step = engine.step(actions, reported(agent, observation, engine))
+                step = engine.step(actions, reports[depth])
                 total += float(step.collaboration_reward[0, task])
                 observation = step.observation
             for correct, weight in zip(
