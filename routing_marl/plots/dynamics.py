@@ -113,7 +113,8 @@ def diagnostics_over_epochs(frame: pd.DataFrame, measures: Sequence[str] | None 
         axes.set_xlabel("epoch")
         if measure in ("flip", "pass_share", "route_overlap"):  # often all the same: then no scale would be chosen well
             axes.set_ylim(-0.03, 1.03)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(frame["epoch"].min() - 0.1, frame["epoch"].max() + 0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     legend: dict[str, Any] = {}
