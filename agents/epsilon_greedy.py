@@ -58,6 +58,11 @@ class EpsilonGreedyAgent(SamplingAgent):
         return epsilon_greedy(self.values_at(observation), observation.mask, self.epsilon)
 
     @torch.no_grad()
+    def expected_return(self, observation: Observation) -> Float[Tensor, "episode task"]:
+        """The mean value under the policy, exploration included."""
+        return (self.policy(observation) * self.values_at(observation)).sum(-1)
+
+    @torch.no_grad()
     def reported(self, observation: Observation) -> Float[Tensor, "episode task action"]:
         """Q clipped to [0, 1], zero for illegal actions: the agreement that a Q-learner reports."""
         return torch.where(observation.mask, self.values_at(observation).clamp(0.0, 1.0), 0.0)

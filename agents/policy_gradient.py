@@ -68,6 +68,10 @@ class PolicyGradient(SamplingAgent):
         """Softmax over the logits of the legal actions."""
         return masked_softmax(self.logits[:, observation.depth], observation.mask)
 
+    def expected_return(self, observation: Observation) -> Float[Tensor, "episode task"]:
+        """The baseline."""
+        return self.baseline[:, observation.depth].expand(observation.mask.shape[:2])
+
     @torch.no_grad()
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:
         """Takes one step; returns the mean return."""

@@ -89,6 +89,10 @@ class WPL(SamplingAgent):
         """The policy restricted to the legal actions; uniform over them where it gives them no mass."""
         return restrict(self.probabilities[:, observation.depth], observation.mask)
 
+    def expected_return(self, observation: Observation) -> Float[Tensor, "episode task"]:
+        """The mean of ``Rhat`` under the policy."""
+        return (self.policy(observation) * self.expected[:, observation.depth]).sum(-1)
+
     @torch.no_grad()
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:
         """Learns from every active decision; returns the mean return."""

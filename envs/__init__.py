@@ -1,6 +1,6 @@
-"""Doors to the engine: the same game for PettingZoo, Gymnasium and TorchRL.
+"""Doors to the engine: the same game for PettingZoo, Gymnasium and TorchRL; and matrix games for PettingZoo.
 
-Importing this package puts the game into the registries of PettingZoo (1.27 and later have one) and Gymnasium::
+Importing this package puts the games into the registries of PettingZoo (1.27 and later have one) and Gymnasium::
 
     import gymnasium, pettingzoo, routing_marl.envs
     env = pettingzoo.make("parallel", "routing_marl/routing-v0", suite="digits")
@@ -12,13 +12,14 @@ import pettingzoo
 
 __all__: list[str] = []
 
-_ID = "routing_marl/routing-v0"
+_IDS = {"routing_marl/routing-v0": "routing_v0", "routing_marl/matrix-game-v0": "matrix_game_v0"}
 
 if hasattr(pettingzoo, "register"):
     for _kind, _registry in (("aec", pettingzoo.aec_registry), ("parallel", pettingzoo.parallel_registry)):
-        if _ID not in _registry:  # a second import, after a reload, would warn
-            _entry_point = f"routing_marl.envs.routing_v0:{'env' if _kind == 'aec' else 'parallel_env'}"
-            pettingzoo.register(_kind, _ID, entry_point=_entry_point)
+        for _id, _module in _IDS.items():
+            if _id not in _registry:  # a second import, after a reload, would warn
+                _entry_point = f"routing_marl.envs.{_module}:{'env' if _kind == 'aec' else 'parallel_env'}"
+                pettingzoo.register(_kind, _id, entry_point=_entry_point)
 
 _SINGLE_AGENT_ID = "routing_marl/SingleAgentRouting-v0"
 

@@ -34,7 +34,7 @@ def routes_as_text(routes: Routes, tasks: list[str], actions: list[str], title: 
 def routes_as_image(routes: Routes, tasks: list[str], actions: list[str], title: str) -> npt.NDArray[np.uint8]:
     """The same table as a picture ``[height, width, 3]``, one colour per block."""
     n_tasks, n_depths = routes.shape
-    n_blocks = actions.index("PASS")
+    n_blocks = actions.index("PASS") if "PASS" in actions else len(actions)
     figure = Figure(figsize=(max(3.2, 1.6 + 0.75 * n_depths), 1.0 + 0.3 * n_tasks), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()

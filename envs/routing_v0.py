@@ -91,8 +91,6 @@ images. `env.engine` is the game itself: network, suite, `state_dict()`.
 - v0: first version.
 """
 
-import copy
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -100,23 +98,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium import logger, spaces
-from pettingzoo import AECEnv, ParallelEnv
-from pettingzoo.utils.conversions import parallel_to_aec_wrapper
-from pettingzoo.utils.wrappers import OrderEnforcingWrapper
+from gymnasium import spaces
+from pettingzoo import AECEnv
 
 from routing_marl.config import Precision
 from routing_marl.engine import FEATURE_BOUND, RoutingEngine
-from routing_marl.envs.building import build_engine
-from routing_marl.envs.rendering import action_names, routes_as_image, routes_as_text
+from routing_marl.envs.building import begin, build_engine, observation_box
+from routing_marl.envs.parallel import ByAgent, Door, Drawing, Mask, one_by_one
+from routing_marl.envs.rendering import action_names
 from routing_marl.errors import UserError
 from routing_marl.network import MakeNetwork
 from routing_marl.protocol import Observation
 from routing_marl.suites import TaskSuite
 
 __all__ = ["RoutingParallelEnv", "env", "parallel_env"]
-
-ByAgent = dict[str, Any]
 
 
 def parallel_env(
@@ -170,10 +165,10 @@ def parallel_env(
 
 def env(**arguments: Any) -> AECEnv:
     """The game for one agent after the other; takes the arguments of :func:`parallel_env`."""
-    return OrderEnforcingWrapper(_OneByOne(parallel_env(**arguments)))
+    return one_by_one(parallel_env(**arguments))
 
 
-class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
+class RoutingParallelEnv(Door):
     """One episode at a time of a :class:`RoutingEngine`, as PettingZoo wants to see it.
 
     Args:
@@ -191,10 +186,8 @@ class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
     """
 
     metadata: ClassVar[dict[str, Any]] = {
+        **Door.metadata,
         "name": "routing_v0",
-        "render_modes": ["human", "ansi", "rgb_array"],
-        "render_fps": 1,
-        "is_parallelizable": True,
     }
 
     _depth: int | None
@@ -204,20 +197,15 @@ class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
         self,
         engine: RoutingEngine,
         *,
-        mask: Literal["info", "observation"] = "info",
+        mask: Mask = "info",
         render_mode: str | None = None,
     ) -> None:
-        _among("mask", mask, ("info", "observation"))
-        _among("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        agents = [f"task_{task}" for task in range(engine.spec.n_tasks)]
+        super().__init__(agents, observation_box(engine.spec), engine.spec.n_actions, mask, render_mode)
         if engine.config.episodes != 1 or engine.config.agreement != "empirical":
             raise UserError("the engine has parallel episodes or reported agreement; PettingZoo can do neither")
         self.engine = engine
-        self.render_mode = render_mode
-        self.possible_agents = [f"task_{task}" for task in range(engine.spec.n_tasks)]
-        self.agents: list[str] = []
-        self._mask = mask
         self._n_tasks, self._n_depths = engine.spec.n_tasks, engine.spec.n_depths
-        self._n_actions = engine.spec.n_actions
         # What is known in advance: who one is, and where. Features are put behind it.
         tasks = np.eye(self._n_tasks, dtype=np.float32)
         depths = np.eye(self._n_depths + 1, dtype=np.float32)
@@ -225,19 +213,9 @@ class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
         self._who_where = np.stack(
             [np.concatenate([tasks, np.tile(depth, (self._n_tasks, 1))], axis=1) for depth in depths]
         )
-        self.observation_spaces = {agent: self._observation_space() for agent in self.possible_agents}
-        self.action_spaces = {agent: spaces.Discrete(self._n_actions) for agent in self.possible_agents}
         n_ones = self._n_depths + 1 + self._n_tasks * self._n_depths
         self.state_space = _box(n_ones, self._n_tasks * engine.spec.n_features)
         self._begin()
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        """The agent's observation space, the same object at each call."""
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        """The agent's action space, the same object at each call."""
-        return self.action_spaces[agent]
 
     def reset(
         self, seed: int | np.integer[Any] | None = None, options: Mapping[str, Any] | None = None
@@ -254,13 +232,7 @@ class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
         Raises:
             UserError: a seed or an option is not as it should be; nothing has changed then.
         """
-        options = options or {}
-        split, keep_blocks = options.get("split", "train"), options.get("keep_blocks", False)
-        self.engine.suite.split(split)
-        _among("options['keep_blocks']", keep_blocks, (False, True))
-        if seed is not None:
-            self.engine.start(_whole(seed), keep_blocks=bool(keep_blocks))
-        observation = self.engine.reset(split)
+        observation = self.engine.reset(begin(self.engine, seed, options or {}))
         self.agents = self.possible_agents[:]
         self._begin()
         nothing = [0.0] * self._n_tasks
@@ -307,39 +279,10 @@ class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
         parts = [self._where[self._playing()], routes.ravel(), self._features.ravel()]
         return np.concatenate(parts, dtype=np.float32)
 
-    def render(self) -> str | npt.NDArray[np.uint8] | None:
-        """Draws the routes of the episode under way or just finished, as ``render_mode`` says."""
-        if self.render_mode is None:
-            logger.warn("render() does nothing without a render_mode; make the game with, say, render_mode='ansi'")
-            return None
-        title = f"depth {self._playing()} of {self._n_depths}"
-        if self._accuracy is not None:
-            title += f", {sum(self._accuracy) / self._n_tasks:.0%} right"
-        actions = action_names(self.engine.network.pass_action, self._n_actions)
-        draw = routes_as_image if self.render_mode == "rgb_array" else routes_as_text
-        picture = draw(self._routes, list(self.engine.suite.task_names), actions, title)
-        if self.render_mode == "human":
-            print(picture)
-            return None
-        return picture
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-    def __copy__(self) -> "RoutingParallelEnv":
-        return copy.deepcopy(self)  # two games that train one network would be neither
-
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "agents": [], "_depth": None}  # as the engine's: an episode under way can't be copied
 
     # -- inside ------------------------------------------------------------------------------------------------------
-
-    def _observation_space(self) -> spaces.Space[Any]:
-        observation = _box(self._n_tasks + self._n_depths + 1, self.engine.spec.n_features)
-        if self._mask == "info":
-            return observation
-        action_mask = spaces.Box(0, 1, (self._n_actions,), np.int8)
-        return spaces.Dict({"observation": observation, "action_mask": action_mask})
 
     def _begin(self) -> None:
         """Forgets the last episode."""
@@ -354,31 +297,12 @@ class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
             raise UserError("no episode is under way; call reset first")
         return self._depth
 
-    def _checked(self, actions: Mapping[str, Any]) -> list[int]:
-        """The actions in the order of the agents, as plain numbers."""
-        self._playing()
-        if not self.agents:
-            raise UserError("the episode is over; call reset first")
-        everybody = f"one action for each of {self.possible_agents[0]} .. {self.possible_agents[-1]} is needed"
-        if not isinstance(actions, Mapping):
-            raise UserError(f"actions are a {type(actions).__name__}; a dict of {everybody}")
-        if len(actions) > self._n_tasks or not self.action_spaces.keys() >= actions.keys():
-            unknown = sorted(map(repr, actions.keys() - self.action_spaces.keys()))
-            raise UserError(f"actions for unknown agents {', '.join(unknown)}; {everybody}")
-        if len(actions) < self._n_tasks:
-            missing = [agent for agent in self.possible_agents if agent not in actions]
-            raise UserError(f"no action for {', '.join(missing)}; {everybody}")
-        return [self._checked_action(agent, actions[agent]) for agent in self.possible_agents]
-
-    def _checked_action(self, agent: str, action: Any) -> int:
-        try:
-            number = -1 if isinstance(action, bool) else operator.index(action)
-        except TypeError:
-            number = -1
-        if not 0 <= number < self._n_actions:
-            right = f"it must be a whole number from 0 to {self._n_actions - 1}"
-            raise UserError(f"the action of {agent} is {action!r}; {right}")
-        return number
+    def _drawing(self) -> Drawing:
+        title = f"depth {self._playing()} of {self._n_depths}"
+        if self._accuracy is not None:
+            title += f", {sum(self._accuracy) / self._n_tasks:.0%} right"
+        actions = action_names(self.engine.network.pass_action, self._n_actions)
+        return Drawing(self._routes, list(self.engine.suite.task_names), actions, title)
 
     def _views(self, observation: Observation, numbers: Mapping[str, Sequence[float]]) -> tuple[ByAgent, ByAgent]:
         """Observations and infos by agent, all of them fresh: clients write into them."""
@@ -389,30 +313,7 @@ class RoutingParallelEnv(ParallelEnv):  # type: ignore[misc]
             seen = np.concatenate([seen, self._features], axis=1)
         masks = observation.mask[0].cpu().numpy().astype(np.int8)
         columns = {**numbers, "illegal": self._illegal.tolist(), "route": self._routes.copy()}
-        observations: ByAgent
-        if self._mask == "info":
-            observations = dict(zip(self.possible_agents, seen, strict=True))
-            columns["action_mask"] = masks
-        else:
-            observations = {
-                agent: {"observation": row, "action_mask": mask}
-                for agent, row, mask in zip(self.possible_agents, seen, masks, strict=True)
-            }
-        infos = {
-            agent: dict(zip(columns, row, strict=True))
-            for agent, row in zip(self.possible_agents, zip(*columns.values(), strict=True), strict=True)
-        }
-        return observations, infos
-
-
-class _OneByOne(parallel_to_aec_wrapper):  # type: ignore[misc]
-    """PettingZoo's AEC view, but an action that is none raises at once, not when all others have acted."""
-
-    def step(self, action: Any) -> None:
-        agent = self.agent_selection
-        if not self.terminations[agent]:
-            self.env._checked_action(agent, action)
-        super().step(action)
+        return self._by_agent(seen, masks, columns)
 
 
 _NUMBERS = ("final_reward", "collaboration_reward", "accuracy", "loss")
@@ -422,13 +323,3 @@ def _box(n_ones: int, n_features: int) -> spaces.Box:
     """Numbers in [0, 1], then clipped features."""
     low, high = [0.0] * n_ones + [-FEATURE_BOUND] * n_features, [1.0] * n_ones + [FEATURE_BOUND] * n_features
     return spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
-
-
-def _among(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
-
-
-def _whole(seed: Any) -> Any:
-    """A numpy integer as Python's; anything else as it is."""
-    return int(seed) if isinstance(seed, np.integer) else seed

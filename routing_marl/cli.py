@@ -1,4 +1,4 @@
-"""The command line: ``routing-marl train | compare | evaluate | data | methods | bench``.
+"""The command line: ``routing-marl train | compare | evaluate | diagnose | nash-gap | data | methods | bench``.
 
 Options are the fields of frozen dataclasses. Nothing heavy is imported before a command is known to be well-formed.
 """
@@ -138,6 +138,40 @@ class Evaluate(Common):
 
 
 @dataclass(frozen=True)
+class Diagnose(Common):
+    """Says whether a run has converged, and to what; writes all numbers and pictures beside it."""
+
+    run: tyro.conf.Positional[Path] = Path("results")
+    """The folder of a run."""
+    out: Path | None = None
+    """Folder for diagnostics.parquet and the pictures; by default the run's own."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import diagnose
+
+        diagnose(self)
+
+
+@dataclass(frozen=True)
+class NashGap(Common):
+    """Measures what each agent of a checkpoint could gain by another route, blocks frozen."""
+
+    checkpoint: tyro.conf.Positional[Path] = Path("checkpoint.pt")
+    """The checkpoint.pt of a run."""
+    split: Literal["validation", "test"] | None = None
+    """Part of the data to measure it on; by default validation, or test where none was held out."""
+    sampled: bool = False
+    """Deviate from play as in training, not from greedy routes."""
+    max_routes: int = 2048
+    """Up to how many routes all are tried; with more, the best action is looked for depth by depth."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import nash_gap
+
+        nash_gap(self)
+
+
+@dataclass(frozen=True)
 class Data(Common):
     """Lists the data sets that are there, where they were looked for, and the suites with the instances of tasks."""
 
@@ -187,6 +221,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "compare": Compare,
     "evaluate": Evaluate,
+    "diagnose": Diagnose,
+    "nash-gap": NashGap,
     "data": Data,
     "methods": Methods,
     "bench": Bench,

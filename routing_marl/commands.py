@@ -15,17 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from routing_marl import cli, comparison, plots, training
+from routing_marl import cli, comparison, diagnostics, nash, plots, training
 from routing_marl import data as data_sets
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
-from routing_marl.files import check_output_file, write_json
+from routing_marl.files import check_output_file, output_folder, write_json
 from routing_marl.methods import METHODS, check_settings, find_method, make_game
 from routing_marl.recipes import RECIPES, make_suite
-from routing_marl.results import MEAN_TASK
+from routing_marl.results import MEAN_TASK, write_results
+from routing_marl.routes import ROUTES, read_routes
 from routing_marl.suite_report import contact_sheet, count_rows
 from routing_marl.suites import TaskSuite
 
@@ -98,13 +99,7 @@ def compare(options: "cli.Compare") -> None:
 
 def evaluate(options: "cli.Evaluate") -> None:
     """``routing-marl evaluate CHECKPOINT``."""
-    _set_threads(options.threads)
-    state = training.read_checkpoint(options.checkpoint)
-    config = RunConfig.from_identity(
-        state["config"], data_dir=None if options.data_dir is None else str(options.data_dir), device=options.device
-    )
-    run = training.Run(config)
-    run.load_state_dict(state)
+    run, config = _restored(options.checkpoint, options)
     evaluation = evaluate_split(run.engine, run.agent, options.split)
     console = Console()
     console.print(_task_table(f"{config.method} on {options.split}, epoch {run.epoch}", run.suite, evaluation))
@@ -112,6 +107,70 @@ def evaluate(options: "cli.Evaluate") -> None:
         names = run.suite.task_names
         rows = [dict(zip(evaluation.metrics._fields, v, strict=True)) for v in _per_task(evaluation)]
         write_json(options.json, dict(zip(names, rows, strict=True)))
+
+
+def diagnose(options: "cli.Diagnose") -> None:
+    """``routing-marl diagnose RUN``."""
+    routes = read_routes(options.run)
+    out = output_folder(options.out or options.run)
+    frame = diagnostics.diagnose(routes)
+    last = frame[frame["epoch"] == frame["epoch"].max()]
+    depths = sorted(last["depth"].unique())
+    names = ["routes" if depth == diagnostics.ALL else f"depth {depth}" for depth in depths]
+    table = Table("measure", title=f"{options.run.resolve().name}, epoch {frame['epoch'].max()}, means over tasks")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what it is")
+    for measure, meaning in diagnostics.MEASURES.items():
+        means = last[last["measure"] == measure].groupby("depth")["value"].mean()
+        if len(means):
+            table.add_row(measure, *(f"{means[d]:.3f}" if d in means else "" for d in depths), meaning)
+    console = Console()
+    console.print(table)
+    write_results(out / "diagnostics.parquet", frame)
+    pictures = {"diagnostics.png": plots.diagnostics_over_epochs(frame)}
+    if len(routes.task_names) > 1:
+        similarity = diagnostics.route_similarity(routes.usage[-1])
+        pictures["similarity.png"] = plots.route_similarity(similarity, routes.task_names.tolist(), routes.clusters)
+    for name, figure in pictures.items():
+        plots.save(figure, out / name)
+    console.print(f"diagnostics.parquet, {', '.join(pictures)} in {out}", highlight=False)
+    if options.json:
+        plain = last.replace([np.inf, -np.inf], np.nan).astype(object)
+        write_json(options.json, plain.where(plain.notna(), None).to_dict("records"))
+
+
+def nash_gap(options: "cli.NashGap") -> None:
+    """``routing-marl nash-gap CHECKPOINT``."""
+    if options.max_routes < 0:
+        raise UserError(f"max-routes is {options.max_routes}; it must be at least 0")
+    run, config = _restored(options.checkpoint, options)
+    split = options.split or run.splits[0]
+    found = nash.nash_gap(run.engine, run.agent, split, greedy=not options.sampled, max_routes=options.max_routes)
+    routes = "all routes tried" if found.exhaustive else "best actions looked for depth by depth"
+    columns = ("task", "return now", "gap", "gain, cross-checked", "best route")
+    table = Table(
+        *columns,
+        title=f"{config.method} on {split}, epoch {run.epoch}: what one agent alone could gain",
+        caption=f"{routes}; gap: of the best route on this data; gain: chosen on one half, measured on the other",
+    )
+    rows = {
+        name: {"value": value, "gap": gap, "gain": gain, "half_width": half, "route": route}
+        for name, value, gap, gain, half, route in zip(
+            run.suite.task_names,
+            *(numbers.tolist() for numbers in (found.value, found.gap, found.gain, found.half_width, found.route.T)),
+            strict=True,
+        )
+    }
+    for name, row in rows.items():
+        gain = f"{row['gain']:.3f} ± {row['half_width']:.3f}"
+        table.add_row(name, f"{row['value']:.3f}", f"{row['gap']:.3f}", gain, " ".join(map(str, row["route"])))
+    table.add_section()
+    means = [f"{float(numbers.mean()):.3f}" for numbers in (found.value, found.gap, found.gain)]
+    table.add_row("mean", *means)
+    Console().print(table)
+    if options.json:
+        write_json(options.json, {"split": split, "exhaustive": found.exhaustive, "tasks": rows})
 
 
 def data(options: "cli.Data") -> None:
@@ -219,6 +278,18 @@ def commonest_class(suite: TaskSuite) -> dict[str, float]:
     return {"accuracy": float(np.mean(accuracy)), "balanced_accuracy": float(np.mean(balanced))}
 
 
+def _restored(checkpoint: Path, options: "cli.Common") -> tuple[training.Run, RunConfig]:
+    """The run that a checkpoint is of, as it was then."""
+    _set_threads(options.threads)
+    state = training.read_checkpoint(checkpoint)
+    config = RunConfig.from_identity(
+        state["config"], data_dir=None if options.data_dir is None else str(options.data_dir), device=options.device
+    )
+    run = training.Run(config)
+    run.load_state_dict(state)
+    return run, config
+
+
 def _load(config: RunConfig) -> TaskSuite:
     suite = make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
     keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
@@ -309,7 +380,7 @@ def _last_usages(configs: list[RunConfig], out: Path) -> dict[str, Any]:
     """The final routes of each router's first seed (static sharing needs no picture)."""
     usages: dict[str, Any] = {}
     for config in configs:
-        path = out / comparison.RUNS / config.name / training.ROUTES
+        path = out / comparison.RUNS / config.name / ROUTES
         if find_method(config.method).sharing is None and config.method not in usages and path.exists():
             with np.load(path, allow_pickle=False) as arrays:
                 usages[config.method] = arrays["usage"][-1]

@@ -97,6 +97,7 @@ class _Play:
         self.learning = learning
         self.stopped: Bool[Tensor, "episode task"] | None = None
         self.mask: Bool[Tensor, "episode task action"]
+        self.passed: list[tuple[Tensor, Tensor | None]] = []  # to go back to; not while learning
         self.actions: list[Tensor] = []
         self.rewards: list[Tensor] = []
         self.masks: list[Tensor] = []
@@ -206,7 +207,7 @@ class RoutingEngine:
         play = self._playing()
         if reported is None and self.config.agreement == "reported":
             raise UserError("agreement is 'reported', but no probabilities were given; step needs `reported`")
-        depth, mask = len(play.actions), play.mask
+        depth, mask, before = len(play.actions), play.mask, (play.v, play.stopped)
         with self._computing(play.learning):
             choice = actions.long().clone()  # a client's inference tensor could not be kept for the backward pass
             legal = mask.gather(-1, choice[..., None])[..., 0]
@@ -219,6 +220,8 @@ class RoutingEngine:
                 active = ~play.stopped
                 play.active.append(active)
                 play.stopped = play.stopped | (action == self.network.stop_action)
+            if not play.learning:
+                play.passed.append(before)
             play.v = self.network.route(depth, play.v, action)
             if play.learning:
                 self._agreement.record(depth, action, active)
@@ -230,6 +233,23 @@ class RoutingEngine:
             final = torch.zeros_like(collaboration) if outcome is None else final_reward(outcome.correct)
             play.rewards.append(collaboration + final)
         return Step(self._observe(play), final, collaboration, ~legal, outcome is not None, outcome, action)
+
+    def rewind(self, depth: int) -> Observation:
+        """Goes back to an earlier depth of an episode in which nobody learns, to try another route from there.
+
+        Nothing is encoded again, and what was done before that depth stands.
+        """
+        play = self._playing(finished=None)
+        if play.learning:
+            raise UserError("blocks learn in this episode; only those of validation and test can be rewound")
+        if not 0 <= depth <= len(play.actions):
+            raise UserError(f"depth is {depth}; the episode has gone from 0 to {len(play.actions)}")
+        if depth < len(play.actions):
+            play.v, play.stopped = play.passed[depth]
+            for record in (play.passed, play.actions, play.rewards, play.masks, play.active):
+                del record[depth:]
+        del play.features[depth:]  # which is observed again
+        return self._observe(play)
 
     @property
     def trajectory(self) -> Trajectory:

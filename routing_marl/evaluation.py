@@ -77,7 +77,7 @@ def evaluate(engine: RoutingEngine, agent: Agent, split: SplitName) -> Evaluatio
     policy = torch.zeros_like(usage) if hasattr(agent, "policy") else None
     episodes = 0
     for batch in engine.batches(split):
-        observation = engine.reset(split, batch)
+        observation = engine.reset("test", batch)  # whatever split the batch is of, nobody learns
         for depth in range(spec.n_depths):
             if policy is not None:
                 policy[depth] += agent.policy(observation).sum(0)  # type: ignore[attr-defined]

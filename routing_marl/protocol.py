@@ -85,7 +85,8 @@ class Agent(Protocol):
     """A population of agents, one per task, that acts and learns as one object.
 
     An agent may also have ``policy(observation) -> Float[Tensor, "episode task action"]``: the probability it
-    gives to each action (zero for illegal ones). It serves reported agreement, checkpoints and plots.
+    gives to each action (zero for illegal ones). It serves reported agreement, checkpoints and plots. And it may have
+    ``expected_return(observation) -> Float[Tensor, "episode task"]``: the return that it expects of its policy.
     """
 
     def act(self, observation: Observation, *, greedy: bool = False) -> Int[Tensor, "episode task"]:

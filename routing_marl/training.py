@@ -18,17 +18,22 @@ from routing_marl.engine import RoutingEngine, SplitName, Step
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation, Tally, evaluate, reported
 from routing_marl.files import output_folder, write_json, write_whole
-from routing_marl.methods import make_game, settings_of
+from routing_marl.methods import find_method, make_game, settings_of
 from routing_marl.protocol import Agent
 from routing_marl.recipes import make_suite
 from routing_marl.results import Row, metric_rows, table, write_results
+from routing_marl.returns import Returns
+from routing_marl.routes import ROUTES, routes_kept
 from routing_marl.suites import TaskSuite
 
-CHECKPOINT_FORMAT = 1
-CHECKPOINT, RESULTS, CONFIG, ROUTES = "checkpoint.pt", "results.parquet", "config.json", "routes.npz"
+CHECKPOINT_FORMAT = 2
+CHECKPOINT, RESULTS, CONFIG = "checkpoint.pt", "results.parquet", "config.json"
 
 _READ_EVERY_S = 0.5
 """Seconds between two looks at the metrics: a look waits for the device."""
+
+_RETURNS_EVERY = 8
+"""Episodes between two whose returns are compared with what agents expected."""
 
 
 class TrainingFailed(UserError):
@@ -60,13 +65,22 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def play_episode(engine: RoutingEngine, agent: Agent) -> Step:
-    """One batch of parallel training episodes: agents act at every depth, blocks learn, agents learn."""
+def play_episode(engine: RoutingEngine, agent: Agent, returns: Returns | None = None) -> Step:
+    """One batch of parallel training episodes: agents act at every depth, blocks learn, agents learn.
+
+    Args:
+        engine: the game.
+        agent: who plays.
+        returns: where returns are counted, before agents learn from them.
+    """
     observation = engine.reset()
     for _ in range(engine.spec.n_depths):
         step = engine.step(agent.act(observation), reported(agent, observation, engine))
         observation = step.observation
-    agent.learn(engine.trajectory)
+    trajectory = engine.trajectory
+    if returns is not None:
+        returns.add(trajectory)
+    agent.learn(trajectory)
     return step
 
 
@@ -91,6 +105,7 @@ class Run:
         self.rows: list[Row] = []
         self.usage: list[torch.Tensor] = []
         self.policies: list[torch.Tensor] = []
+        self.returns: list[torch.Tensor] = []
 
     @property
     def splits(self) -> tuple[SplitName, ...]:
@@ -104,10 +119,11 @@ class Run:
             TrainingFailed: a loss was not finite.
         """
         engine, tally = self.engine, Tally(self.suite, self.engine.device)
+        returns = Returns(engine.spec, self.agent, self._gamma)
         n_steps, per_step = engine.steps_per_epoch, self._instances_per_step
         start = looked = time.perf_counter()
         for step in range(1, n_steps + 1):
-            outcome = play_episode(engine, self.agent).outcome
+            outcome = play_episode(engine, self.agent, returns if step % _RETURNS_EVERY == 1 else None).outcome
             assert outcome is not None
             tally.add(engine.batch, outcome)
             now = time.perf_counter()
@@ -128,6 +144,13 @@ class Run:
                 raise self._failure(f"the {split} loss after epoch {self.epoch} is not a finite number", self.epoch - 1)
             self.rows += metric_rows(self._row(split, speed), evaluation.metrics)
         self._keep_routes(evaluation)
+        self.returns.append(returns.means())
+
+    @property
+    def _gamma(self) -> float:
+        """The discount that the agents use."""
+        given = self.config.agent.gamma
+        return float(find_method(self.config.method).settings.get("gamma", 1.0) if given is None else given)
 
     @property
     def _instances_per_step(self) -> int:
@@ -186,6 +209,7 @@ class Run:
             "rows": self.rows,
             "usage": self.usage,
             "policies": self.policies,
+            "returns": self.returns,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,6 +219,7 @@ class Run:
             self.agent.load_state_dict(state["agent"])
             self.epoch, self.wall_s = state["epoch"], state["wall_s"]
             self.rows, self.usage, self.policies = state["rows"], state["usage"], state["policies"]
+            self.returns = state["returns"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"the checkpoint does not fit suite {self.suite.name} as it is now; use the data that it was trained on"
@@ -203,9 +228,7 @@ class Run:
     def save(self, out: Path) -> None:
         """Writes results, routes and, last, the checkpoint; each whole or not at all."""
         write_results(out / RESULTS, table(self.rows))
-        arrays = {"usage": torch.stack(self.usage).numpy()}
-        if self.policies:
-            arrays["policy"] = torch.stack(self.policies).numpy()
+        arrays = routes_kept(self.engine, self.usage, self.policies, self.returns)
         write_whole(out / ROUTES, lambda path: _save_npz(path, arrays))
         write_whole(out / CHECKPOINT, lambda path: torch.save(self.state_dict(), path))
 
@@ -223,8 +246,8 @@ def train(
 
     Args:
         config: what to run.
-        out: folder for results.parquet, routes.npz (``usage [epoch, depth, task, action]``, the share of greedy
-            decisions, and ``policy``), config.json and checkpoint.pt; nothing is written without.
+        out: folder for results.parquet, routes.npz (:class:`routing_marl.routes.Routes`), config.json and
+            checkpoint.pt; nothing is written without.
         resume: go on from the checkpoint in ``out``, if there is one.
         suite: the suite, where it is loaded already.
         on_progress: called about twice a second.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_image_folders import write_tasks
@@ -14,6 +15,7 @@ from test_training import one_thread, tiny_arrays, write_tiny_npz  # noqa: F401 
 from routing_marl import comparison, training
 from routing_marl.cli import COMMANDS, main
 from routing_marl.data import DATA_SETS
+from routing_marl.diagnostics import diagnose
 from routing_marl.errors import UserError
 from routing_marl.methods import METHODS
 from routing_marl.results import read_results
@@ -180,6 +182,33 @@ def test_evaluate_repeats_what_training_measured(split, trained, run, in_an_empt
             assert [task[metric] for task in tasks.values()] == pytest.approx(rows[metric].tolist())
 
 
+def test_diagnose(trained, run, in_an_empty_folder):
+    code, out, err = run("diagnose", trained, "--out", "here", "--json", "last.json")
+    assert (code, err) == (0, "")
+    for word in ("entropy", "settled_after", "blocks_in_use", "depth 1", "diagnostics.png"):
+        assert word in out
+    assert {path.name for path in (in_an_empty_folder / "here").iterdir()} == {
+        "diagnostics.parquet",
+        "diagnostics.png",
+        "similarity.png",
+    }
+    frame = diagnose(trained)
+    assert pd.read_parquet(in_an_empty_folder / "here" / "diagnostics.parquet").equals(frame)
+    listed = json.loads((in_an_empty_folder / "last.json").read_text())
+    assert len(listed) == (frame["epoch"] == frame["epoch"].max()).sum()
+
+
+def test_nash_gap(trained, run, in_an_empty_folder):
+    code, out, err = run("nash-gap", trained / "checkpoint.pt", "--device", "cpu", "--json", "gap.json")
+    assert (code, err) == (0, "")
+    assert "all routes tried" in out and "wpl on test, epoch 1" in out
+    listed = json.loads((in_an_empty_folder / "gap.json").read_text())
+    assert listed["split"] == "test" and listed["exhaustive"]
+    assert all(row["gap"] >= -1e-6 and row["half_width"] >= 0 for row in listed["tasks"].values())
+    code, out, err = run("nash-gap", trained / "checkpoint.pt", "--sampled", "--max-routes", "0", "--device", "cpu")
+    assert (code, err) == (0, "") and "depth by depth" in out
+
+
 def test_data(run, in_an_empty_folder):
     code, out, err = run("data", "--json", "data.json")
     assert (code, err) == (0, "") and "digits" in out and "mnist: not found" in out
@@ -224,6 +253,8 @@ FIXED = {
     "compare": "suite methods seeds epochs instances episodes blocks rho lr data-dir out device precision resume json",
     "evaluate": "split data-dir device json",
     "data": "download show out data-dir json",
+    "diagnose": "out json",
+    "nash-gap": "split sampled max-routes data-dir device json",
     "methods": "json",
 }
 
@@ -444,6 +475,9 @@ def test_what_the_command_line_does_not_know_is_named(arguments, named, run, in_
         (["evaluate", "."], ". is not a readable checkpoint"),
         (["evaluate", "nothere.pt", "--json", "nothere/x"], "nothere/x can't be written"),
         (["data", "--download", "minst"], "no data set 'minst'; there are mnist, "),
+        (["diagnose", "nothere"], "nothere/routes.npz is not there; give the folder of a run"),
+        (["nash-gap", "nothere.pt"], "nothere.pt is not there"),
+        (["nash-gap", "nothere.pt", "--max-routes", "-1"], "max-routes is -1; it must be at least 0"),
         (["data", "--json", "nothere/x"], "nothere/x can't be written"),
         (["data", "--show", "digit"], "no suite 'digit'; there are digits, "),
         (["data", "--show", "digits", "--out", "nothere/x.png"], "nothere/x.png can't be written"),

@@ -582,3 +582,13 @@ def test_a_folder_that_is_gone_is_an_error_of_one_line(tmp_path):
 def test_devices_that_do_not_exist_are_refused(device):
     with pytest.raises(UserError, match=f"device is '{device}'"):
         training.pick_device(device)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_nobody_learns_from_being_evaluated(split, npz):
+    run = Run(RunConfig(suite=str(npz), epochs=1))
+    run.train_epoch()
+    before = pickle.dumps([*(p.detach().numpy() for p in run.engine.network.state_dict().values()), run.engine.updates])
+    evaluate(run.engine, run.agent, split)
+    after = pickle.dumps([*(p.detach().numpy() for p in run.engine.network.state_dict().values()), run.engine.updates])
+    assert before == after
