@@ -73,10 +73,9 @@ def _random_fixed(suite: TaskSuite, config: RunConfig) -> static.Sharing:
 
 
 def _oracle(suite: TaskSuite, config: RunConfig) -> static.Sharing:
-    clusters = getattr(suite, "clusters", None)
-    if clusters is None:
+    if suite.clusters is None:
         raise UserError(f"method is 'oracle', but suite {suite.name} has no known clusters of tasks; take another")
-    return static.oracle(clusters, config.network.depth, config.network.routed_convs)
+    return static.oracle(suite.clusters, config.network.depth, config.network.routed_convs)
 
 
 _PAPER = "Rosenbaum et al. 2018, arXiv 1711.01239"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -323,6 +324,11 @@ def test_methods_of_fixed_sharing():
     assert torch.equal(agent.table, make_game(config, suite, "cpu")[1].table)
     with pytest.raises(UserError, match="suite tiny has no known clusters"):
         make_game(RunConfig(method="oracle", network=SMALL), suite, "cpu")
+    known = replace(suite, clusters=torch.tensor([1, 0, 1]))
+    engine, agent = make_game(RunConfig(method="oracle", network=SMALL), known, "cpu")
+    assert agent.table.tolist() == [[1, 0, 1], [0, 1, 2]]
+    assert [layer.n_blocks for layer in engine.network.layers] == [2, 3]
+    play_episode(engine, agent)
 
 
 # -- in the game -----------------------------------------------------------------------------------------------------
