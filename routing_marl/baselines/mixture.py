@@ -218,7 +218,7 @@ def soft_routing(suite: TaskSuite, *, gate_rate: float = 1e-2, **layers: Any) ->
 
 
 def gumbel_softmax(
-    suite: TaskSuite, *, gate_rate: float = 1e-2, annealing_rate: float = 1e-3, **layers: Any
+    suite: TaskSuite, *, gate_rate: float = 5e-2, annealing_rate: float = 1e-3, **layers: Any
 ) -> MixtureNetwork:
     """One block per task and layer, drawn by Gumbel-softmax; see :class:`~routing_marl.baselines.gates`."""
     require(annealing_rate >= 0, "annealing-rate", annealing_rate, "it must be at least 0")
