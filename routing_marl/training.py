@@ -146,7 +146,7 @@ class Run:
             "wall_s": self.wall_s,
             "instances_per_s": speed,
             **self.cost._asdict(),
-            "dropped": dropped,
+            "dropped": None if math.isnan(dropped) else dropped,
         }
 
     def _progress(self, step: int, speed: float, tally: Tally) -> Progress:
