@@ -32,12 +32,12 @@ class SimpleConvNet(nn.Sequential):
 def layered_parts(
     suite: TaskSuite,
     *,
-    blocks: int | Sequence[int] | None,
-    hidden: int,
-    depth: int,
-    convs: int,
-    filters: int,
-    routed_convs: int,
+    blocks: int | Sequence[int] | None = None,
+    hidden: int = 128,
+    depth: int = 3,
+    convs: int = 4,
+    filters: int = 32,
+    routed_convs: int = 0,
 ) -> tuple[nn.Module, list[list[nn.Module]]]:
     """An encoder, and the blocks of each routed layer: convolutional ones first, then ``depth`` fully connected ones.
 

@@ -383,7 +383,9 @@ def _last_usages(configs: list[RunConfig], out: Path) -> dict[str, Any]:
         path = out / comparison.RUNS / config.name / ROUTES
         if find_method(config.method).sharing is None and config.method not in usages and path.exists():
             with np.load(path, allow_pickle=False) as arrays:
-                usages[config.method] = arrays["usage"][-1]
+                usage = arrays["usage"][-1]
+                if usage.shape[-1] > 1:  # else there is nothing to choose
+                    usages[config.method] = usage
     return usages
 
 

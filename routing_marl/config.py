@@ -74,7 +74,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Settings of the agents; what is not given keeps the method's own default (``routing-marl methods``)."""
+    """Settings of the methods; what is not given keeps the method's own default (``routing-marl methods``)."""
 
     gamma: float | None = None
     """Discount of later rewards, in [0, 1]."""
@@ -114,6 +114,30 @@ class AgentConfig:
     """Whether a network that agents share sees the task (*_network with share-network, single_agent, dispatcher)."""
     routing_agents: int | None = None
     """Agents that a dispatcher chooses from (dispatcher)."""
+    gate_rate: float | None = None
+    """Learning rate of the gates' logits (soft_routing, gumbel_softmax, gumbel_matrix)."""
+    annealing_rate: float | None = None
+    """How fast the temperature falls to 0.5, per update (gumbel_softmax)."""
+    initial_probability: float | None = None
+    """Probability of a block to be active at the start (gumbel_matrix)."""
+    budget: float | None = None
+    """Share of active blocks that costs nothing (gumbel_matrix)."""
+    budget_weight: float | None = None
+    """Weight of the penalty on more active blocks than that (gumbel_matrix)."""
+    capacity: float | None = None
+    """Room of a block in training, against an even distribution (switch, st_moe)."""
+    eval_capacity: float | None = None
+    """Room of a block in evaluation (switch, st_moe)."""
+    balance: float | None = None
+    """Weight of the load-balancing loss (switch, st_moe)."""
+    z_loss: float | None = None
+    """Weight of the loss on the size of the gate's logits (st_moe)."""
+    jitter: float | None = None
+    """Relative noise on what the gate sees in training (switch, st_moe)."""
+    initial_scale: float | None = None
+    """Scale of the first weights' variance (switch, st_moe)."""
+    off_diagonal: float | None = None
+    """What the other columns together start with in a mixture (cross_stitch, cross_stitch_fc)."""
 
     def given(self) -> dict[str, object]:
         """The settings that were given, by name."""

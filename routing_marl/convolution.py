@@ -2,7 +2,8 @@
 
 Each decision becomes a group of channels, with the weights of its block. A block's batch norm (Ioffe and Szegedy,
 arXiv 1502.03167) sees the instances of all decisions that took it, as a module does that is called once with all.
-Every shape is static, so nothing waits for the routes; on the CPU it is as fast as, or faster than, a call per block.
+Every shape is static, so nothing waits for the routes. On the CPU it takes 0.7 to 0.85 of the time of a call per block
+at 20 tasks of 8 instances on maps of 4x4 and 8x8, and 1.3 times as long at 10 tasks of 16 on maps of 16x16.
 """
 
 from collections.abc import Sequence

@@ -337,11 +337,15 @@ class RoutingEngine:
             if isinstance(layer, StackedBlocks)
             for parameter in layer.parameters()
         ]
-        known = {id(parameter) for parameter in stacked}
+        own_rates = self.network.own_rates()
+        known = {id(parameter) for parameter in (*stacked, *own_rates)}
         dense = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
         self.optimizers: list[torch.optim.Optimizer] = []
+        groups: list[dict[str, Any]] = [{"params": [parameter], "own_rate": r} for parameter, r in own_rates.items()]
         if dense:
-            self.optimizers.append(torch.optim.Adam(dense, lr=self.config.lr, fused=True))
+            groups.append({"params": dense})
+        if groups:
+            self.optimizers.append(torch.optim.Adam(groups, lr=self.config.lr, fused=True))
         if stacked:
             self.optimizers.append(RowAdam(stacked, lr=self.config.lr))
         legal, passing = self.network.legal, self.network.pass_action
@@ -390,7 +394,8 @@ class RoutingEngine:
         logits, label = self.network.logits(play.v), play.batch.label
         loss = nn.functional.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none")
         if play.learning:
-            self._update(loss.mean())
+            auxiliary = self.network.auxiliary_loss()
+            self._update(loss.mean() if auxiliary is None else loss.mean() + auxiliary)
         play.v = play.v.detach()
         return Outcome(logits.detach().argmax(-1) == label, loss.detach().view(label.shape))
 
@@ -398,7 +403,7 @@ class RoutingEngine:
         cuts = self.epoch // self.config.lr_decay_epochs if self.config.lr_decay_epochs else 0
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.config.lr * self.config.lr_decay**cuts
+                group["lr"] = group.get("own_rate", self.config.lr) * self.config.lr_decay**cuts
                 for parameter in group["params"]:
                     parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

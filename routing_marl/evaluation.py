@@ -1,10 +1,12 @@
 """Counting right answers, on the device: accuracy, balanced accuracy and loss per task."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from routing_marl.engine import Batch, Outcome, RoutingEngine, SplitName
 from routing_marl.protocol import Agent, Observation
@@ -59,13 +61,16 @@ class Evaluation(NamedTuple):
 
     Attributes:
         metrics: how well each task is solved.
-        usage: the share of each task's decisions that took each action.
+        usage: the share of each task's decisions that took each action; of each block, and last of none, where gates of
+            the network's own decide.
         policy: the probability that each task's agent gives to each action; None where agents don't say.
+        dropped: the share of instances that no block had room for; nan where blocks have no capacity.
     """
 
     metrics: TaskMetrics
     usage: Float[Tensor, "depth task action"]
     policy: Float[Tensor, "depth task action"] | None
+    dropped: float
 
 
 @torch.no_grad()
@@ -73,8 +78,9 @@ def evaluate(engine: RoutingEngine, agent: Agent, split: SplitName) -> Evaluatio
     """Plays every instance of a split once, with greedy routes; nobody learns."""
     spec = engine.spec
     tally = Tally(engine.suite, engine.device)
-    usage = torch.zeros(spec.n_depths, spec.n_tasks, spec.n_actions, device=engine.device)
-    policy = torch.zeros_like(usage) if hasattr(agent, "policy") else None
+    usage, dropped = torch.zeros(2, 1, 1, 1, device=engine.device).unbind(0)
+    shape = (spec.n_depths, spec.n_tasks, spec.n_actions)
+    policy = torch.zeros(shape, device=engine.device) if hasattr(agent, "policy") else None
     episodes = 0
     for batch in engine.batches(split):
         observation = engine.reset("test", batch)  # whatever split the batch is of, nobody learns
@@ -86,9 +92,13 @@ def evaluate(engine: RoutingEngine, agent: Agent, split: SplitName) -> Evaluatio
         assert step.outcome is not None
         tally.add(batch, step.outcome)
         actions = engine.trajectory.actions
-        usage += torch.nn.functional.one_hot(actions, spec.n_actions).sum(1)
-        episodes += actions.shape[1]
-    return Evaluation(tally.metrics(), (usage / episodes).cpu(), None if policy is None else (policy / episodes).cpu())
+        parallel, by_gates = actions.shape[1], engine.network.gate_usage()
+        usage = usage + (one_hot(actions, spec.n_actions).sum(1) if by_gates is None else parallel * by_gates)
+        share = engine.network.dropped()
+        dropped = dropped + (math.nan if share is None else parallel * share)
+        episodes += parallel
+    probabilities = None if policy is None else (policy / episodes).cpu()
+    return Evaluation(tally.metrics(), (usage / episodes).cpu(), probabilities, float(dropped) / episodes)
 
 
 def reported(

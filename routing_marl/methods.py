@@ -27,8 +27,11 @@ from routing_marl.agents import (
     WPLNetwork,
 )
 from routing_marl.agents.dispatcher import dispatcher_of_networks
+from routing_marl.agents.fixed import random_groups
 from routing_marl.baselines import static
-from routing_marl.baselines.cross_stitch import CrossStitch
+from routing_marl.baselines.cross_stitch import cross_stitch, cross_stitch_fc
+from routing_marl.baselines.mixture import GumbelMatrix, gumbel_softmax, mmoe, soft_routing
+from routing_marl.baselines.sparse import st_moe, switch
 from routing_marl.config import AgentConfig, RunConfig
 from routing_marl.engine import RoutingEngine
 from routing_marl.errors import UserError
@@ -37,6 +40,7 @@ from routing_marl.protocol import Agent, GameSpec
 from routing_marl.suites import TaskSuite
 
 MakeAgent = Callable[..., Agent]
+Share = Callable[[TaskSuite, RunConfig], static.Sharing]
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,39 @@ class Method:
     summary: str
     source: str
     make_agent: MakeAgent | None = None
-    sharing: Callable[[int, int, int], static.Sharing] | None = None
+    sharing: Share | None = None
     network: Callable[..., UnroutedNetwork] | None = None
     features: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the agents, with their defaults."""
-        if self.make_agent is None:
+        """The method's own settings, with their defaults."""
+        factory = self.make_agent or self.network
+        if factory is None:
             return {}
-        known = inspect.signature(self.make_agent).parameters
+        known = inspect.signature(factory).parameters
         return {name: known[name].default for name in vars(AgentConfig()) if name in known}
+
+
+def _of_layers(share: Callable[[int, int, int], static.Sharing]) -> Share:
+    """Sharing that depends on the number of tasks and layers only."""
+    return lambda suite, config: share(suite.n_tasks, config.network.depth, config.network.routed_convs)
+
+
+def _single_task(suite: TaskSuite, config: RunConfig) -> static.Sharing:
+    return static.task_specific_all(suite.n_tasks, config.network.depth, config.network.convs)
+
+
+def _random_fixed(suite: TaskSuite, config: RunConfig) -> static.Sharing:
+    n_layers = config.network.routed_convs + config.network.depth
+    n_blocks = min(config.network.blocks or suite.n_tasks, suite.n_tasks)
+    return static.Sharing((n_blocks,) * n_layers, random_groups(suite.n_tasks, n_layers, n_blocks, config.seed))
+
+
+def _oracle(suite: TaskSuite, config: RunConfig) -> static.Sharing:
+    if suite.clusters is None:
+        raise UserError(f"method is 'oracle', but suite {suite.name} has no known clusters of tasks; take another")
+    return static.oracle(suite.clusters, config.network.depth, config.network.routed_convs)
 
 
 _PAPER = "Rosenbaum et al. 2018, arXiv 1711.01239"
@@ -116,20 +142,42 @@ METHODS: dict[str, Method] = {
     ),
     "random": Method("a new random route at every decision", _PAPER, RandomAgent),
     "shared_bottom": Method(
-        "a shared layer, then a tower per task", "Caruana 1997; Ma et al. 2018", sharing=static.shared_bottom
+        "a shared layer, then a tower per task",
+        "Caruana 1997; Ma et al. 2018",
+        sharing=_of_layers(static.shared_bottom),
     ),
-    "task_specific_1_fc": Method("all shared but the last layer", _PAPER, sharing=static.task_specific_1_fc),
+    "task_specific_1_fc": Method(
+        "all shared but the last layer", _PAPER, sharing=_of_layers(static.task_specific_1_fc)
+    ),
     "task_specific_all_fc": Method(
-        "fully connected layers of each task's own", _PAPER, sharing=static.task_specific_all_fc
+        "fully connected layers of each task's own", _PAPER, sharing=_of_layers(static.task_specific_all_fc)
     ),
     "task_specific_all": Method(
-        "all routed layers of each task's own, convolutions too", _PAPER, sharing=static.task_specific_all
+        "all routed layers of each task's own, convolutions too", _PAPER, sharing=_of_layers(static.task_specific_all)
     ),
+    "single_task": Method("a network of its own for each task", "Caruana 1997", sharing=_single_task),
+    "random_fixed": Method("tasks dealt to blocks at random, once and for all", _PAPER, sharing=_random_fixed),
+    "oracle": Method("tasks share blocks by the suite's known clusters", "the upper bound", sharing=_oracle),
     "cross_stitch": Method(
         "a column of layers per task, mixed after each layer",
         "Misra et al. 2016, arXiv 1604.03539",
-        network=CrossStitch,
+        network=cross_stitch,
     ),
+    "cross_stitch_fc": Method(
+        "columns for the routed layers only", "Misra et al. 2016, arXiv 1604.03539", network=cross_stitch_fc
+    ),
+    "mmoe": Method("experts, mixed by a gate per task, then towers", "Ma et al. 2018, KDD", network=mmoe),
+    "soft_routing": Method("each task mixes all blocks by a softmax", _PAPER, network=soft_routing),
+    "gumbel_softmax": Method(
+        "each task draws a block, straight-through", "Jang et al. 2017, arXiv 1611.01144", network=gumbel_softmax
+    ),
+    "gumbel_matrix": Method(
+        "each task takes any subset of the blocks", "Maziarz et al. 2019, arXiv 1910.04915", network=GumbelMatrix
+    ),
+    "switch": Method(
+        "each instance takes its best block, room permitting", "Fedus et al. 2021, arXiv 2101.03961", network=switch
+    ),
+    "st_moe": Method("each instance takes its two best blocks", "Zoph et al. 2022, arXiv 2202.08906", network=st_moe),
 }
 
 
@@ -197,7 +245,7 @@ def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[Routing
     if method.make_agent is not None:
         return engine, build_agent(method.make_agent, engine.spec, config)
     if method.sharing is not None:
-        return engine, FixedRoutes(engine.spec, _sharing(method.sharing, suite, config).table)
+        return engine, FixedRoutes(engine.spec, method.sharing(suite, config).table)
     return engine, FixedRoutes(engine.spec, torch.zeros(1, suite.n_tasks, dtype=torch.long))
 
 
@@ -209,14 +257,15 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
     if settings.recursive:
         raise UserError(f"{config.method} has layers of its own at each depth; it can't be recursive")
     if method.sharing is not None:
-        blocks = _sharing(method.sharing, suite, config).blocks
-        return partial(routing_all_fc, **{**asdict(settings), "blocks": blocks, "allow_pass": False})
+        blocks = method.sharing(suite, config).blocks
+        routed_convs = len(blocks) - settings.depth
+        fixed = {"blocks": blocks, "routed_convs": routed_convs, "allow_pass": False}
+        return partial(routing_all_fc, **{**asdict(settings), **fixed})
     assert method.network is not None
-    return partial(method.network, depth=settings.depth, hidden=settings.hidden)
-
-
-def _sharing(share: Callable[[int, int, int], static.Sharing], suite: TaskSuite, config: RunConfig) -> static.Sharing:
-    return share(suite.n_tasks, config.network.depth, config.network.routed_convs)
+    layers = {
+        name: getattr(settings, name) for name in ("blocks", "depth", "hidden", "convs", "filters", "routed_convs")
+    }
+    return partial(method.network, **layers, **settings_of(config).agent.given())
 
 
 def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:

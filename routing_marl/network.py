@@ -61,6 +61,22 @@ class Network(nn.Module):
         """Reads the last representation out; logits of classes that a task doesn't have are minus infinity."""
         raise NotImplementedError
 
+    def auxiliary_loss(self) -> Float[Tensor, ""] | None:
+        """What the last forward pass adds to the mean loss; None for nothing."""
+        return None
+
+    def own_rates(self) -> dict[nn.Parameter, float]:
+        """Parameters whose learning rate is not that of the blocks, and their rates."""
+        return {}
+
+    def gate_usage(self) -> Float[Tensor, "depth task share"] | None:
+        """The share of each block in the last forward pass, where gates of the network's own decide; last of none."""
+        return None
+
+    def dropped(self) -> Float[Tensor, ""] | None:
+        """The share of the last forward pass's instances that no block had room for; None without capacities."""
+        return None
+
     def forward(self, images: Images, routes: Routes) -> Float[Tensor, "episode task instance class_"]:
         """Algorithm 1: encodes the images and applies the routes, depth by depth."""
         v = self.encode(images)

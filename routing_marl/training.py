@@ -122,10 +122,13 @@ class Run:
         returns = Returns(engine.spec, self.agent, self._gamma)
         n_steps, per_step = engine.steps_per_epoch, self._instances_per_step
         start = looked = time.perf_counter()
+        dropped = torch.zeros((), device=engine.device)
         for step in range(1, n_steps + 1):
             outcome = play_episode(engine, self.agent, returns if step % _RETURNS_EVERY == 1 else None).outcome
             assert outcome is not None
             tally.add(engine.batch, outcome)
+            share = engine.network.dropped()
+            dropped = dropped + (math.nan if share is None else share)
             now = time.perf_counter()
             if step == n_steps or (now - looked > _READ_EVERY_S):
                 self._check_loss()
@@ -137,12 +140,12 @@ class Run:
         self.epoch += 1
         self.wall_s += seconds
         speed = n_steps * per_step / seconds
-        self.rows += metric_rows(self._row("train", speed), metrics)
+        self.rows += metric_rows(self._row("train", speed, float(dropped) / n_steps), metrics)
         for split in self.splits:
             evaluation = evaluate(engine, self.agent, split)
             if not evaluation.metrics.loss.isfinite().all():
                 raise self._failure(f"the {split} loss after epoch {self.epoch} is not a finite number", self.epoch - 1)
-            self.rows += metric_rows(self._row(split, speed), evaluation.metrics)
+            self.rows += metric_rows(self._row(split, speed, evaluation.dropped), evaluation.metrics)
         self._keep_routes(evaluation)
         self.returns.append(returns.means())
 
@@ -156,7 +159,7 @@ class Run:
     def _instances_per_step(self) -> int:
         return self.suite.n_tasks * self.config.engine.instances * self.config.engine.episodes
 
-    def _row(self, split: str, speed: float) -> Row:
+    def _row(self, split: str, speed: float, dropped: float) -> Row:
         return {
             "suite": self.suite.name,
             "method": self.config.method,
@@ -166,6 +169,7 @@ class Run:
             "wall_s": self.wall_s,
             "instances_per_s": speed,
             **self.cost._asdict(),
+            "dropped": None if math.isnan(dropped) else dropped,
         }
 
     def _progress(self, step: int, speed: float, tally: Tally) -> Progress:

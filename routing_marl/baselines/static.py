@@ -43,6 +43,14 @@ def task_specific_all(n_tasks: int, depth: int, convs: int = 0) -> Sharing:
     return _own_from(0, n_tasks, convs + depth)
 
 
+def oracle(clusters: Int[Tensor, " task"], depth: int, convs: int = 0) -> Sharing:
+    """The tasks of a cluster share all routed layers but the last, whose classes are each task's own."""
+    groups = torch.unique(clusters.cpu(), return_inverse=True)[1]
+    n_tasks, n_layers = len(groups), convs + depth
+    table = torch.stack([*[groups] * (n_layers - 1), torch.arange(n_tasks)])
+    return Sharing((*[int(groups.max()) + 1] * (n_layers - 1), n_tasks), table)
+
+
 def _own_from(first: int, n_tasks: int, n_layers: int) -> Sharing:
     """Layers before ``first`` are shared by all, the others are each task's own."""
     own = torch.arange(n_layers) >= first

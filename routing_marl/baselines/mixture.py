@@ -1,0 +1,267 @@
+"""Networks whose gates learn by backprop: the layers of routing-all, with a gate in place of each router.
+
+Training needs the outputs of all blocks for every instance, since gradients ask what the blocks not taken would have
+given: the price of not exploring.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from routing_marl.architecture import layered_parts, output_shape
+from routing_marl.baselines.gates import (
+    GumbelMatrixGate,
+    GumbelSoftmaxGate,
+    InstanceGate,
+    SoftmaxGate,
+    TaskGate,
+    Weights,
+)
+from routing_marl.config import require
+from routing_marl.layers import routed_layer
+from routing_marl.network import UnroutedNetwork
+from routing_marl.suites import TaskSuite
+
+Representation = Float[Tensor, "episode task instance *features"]
+
+
+class MixtureLayer(nn.Module):
+    """A layer that decides by itself how its blocks are used.
+
+    Attributes:
+        usage: of the last forward pass, the share of each block, and last of no block: ``[task, block + 1]``.
+        auxiliary: what the last forward pass adds to the loss; None for nothing.
+        dropped: share of the last forward pass's instances that no block had room for; None without capacities.
+    """
+
+    usage: Float[Tensor, "task share"] | None = None
+    auxiliary: Tensor | None = None
+    dropped: Float[Tensor, ""] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "auxiliary": None}  # a graph under way can't be copied
+
+
+class WideBlocks(nn.Module):
+    """N blocks that all see every instance, side by side in one module.
+
+    A block's batch norm sees all instances, whatever their weights: what it gives does not depend on the gate.
+
+    Args:
+        blocks: convolutional or fully connected blocks as :func:`~routing_marl.architecture.layered_parts` makes them.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.n_blocks = len(blocks)
+        columns = [list(block) if isinstance(block, nn.Sequential) else [block] for block in blocks]
+        parts = [_widened(parts) for parts in zip(*columns, strict=True)]
+        self.parts = nn.Sequential(*(part for part in parts if not isinstance(part, nn.Flatten)))
+        self._flat = len(self.parts) < len(parts)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Float[Tensor, "instance block *out"]:
+        """The output of every block for every instance of ``x [instance, *features]``."""
+        wide: Tensor = self.parts(x)
+        out = wide.reshape(len(x), self.n_blocks, -1, *wide.shape[2:])
+        return out.flatten(2) if self._flat else out
+
+
+class DenseMixture(MixtureLayer):
+    """The sum of all blocks' outputs, by a gate's weights.
+
+    Args:
+        gate: gives the weights.
+        blocks: the blocks.
+    """
+
+    def __init__(self, gate: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.gate = gate
+        self.blocks = WideBlocks(blocks)
+
+    def forward(self, v: Representation) -> Float[Tensor, "episode task instance *out"]:
+        """Mixes what the blocks make of each instance."""
+        weights: Weights = self.gate(v)
+        self.usage = nn.functional.pad(weights.detach().mean((0, 2)), (0, 1))
+        shape = v.shape[:3]
+        out: Tensor = self.blocks(v.flatten(0, 2))
+        weights = weights.expand(*shape, -1).flatten(0, 2).to(out.dtype)
+        mixed = (weights[:, None] @ out.flatten(2))[:, 0]
+        return mixed.view(*shape, *out.shape[2:])
+
+
+class OwnBlocks(nn.Module):
+    """A layer in which each task has a block of its own."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = routed_layer(blocks, idle=False)
+
+    def forward(self, v: Representation) -> Float[Tensor, "episode task instance *out"]:
+        """Sends each instance through its task's block."""
+        tasks = torch.arange(v.shape[1], device=v.device).repeat(len(v))
+        out: Tensor = self.blocks(v.flatten(0, 1), tasks)
+        return out.view(*v.shape[:2], *out.shape[1:])
+
+
+class MixtureNetwork(UnroutedNetwork):
+    """An encoder, and layers that route by themselves.
+
+    Args:
+        suite: the tasks.
+        encoder: maps normalised images to representations.
+        layers: mixtures, perhaps followed by layers of each task's own.
+    """
+
+    def __init__(self, suite: TaskSuite, encoder: nn.Module, layers: Sequence[nn.Module]) -> None:
+        super().__init__(suite)
+        self.encoder = encoder
+        self.layers = nn.ModuleList(layers)
+        self._mixtures = [layer for layer in layers if isinstance(layer, MixtureLayer)]
+
+    def task_logits(
+        self, x: Float[Tensor, "image channel height width"], shape: tuple[int, int, int]
+    ) -> Float[Tensor, "episode task instance class_"]:
+        """Encodes the images, and applies layer after layer."""
+        v: Tensor = self.encoder(x)
+        v = v.view(*shape, *v.shape[1:])
+        for layer in self.layers:
+            v = layer(v)
+        return v
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What the layers add to the loss of the last forward pass."""
+        losses = [layer.auxiliary for layer in self._mixtures if layer.auxiliary is not None]
+        return torch.stack(losses).sum() if losses else None
+
+    def gate_usage(self) -> Float[Tensor, "depth task share"]:
+        """The share of each block in the last forward pass, per mixture layer; the last column is no block."""
+        usages = [layer.usage for layer in self._mixtures if layer.usage is not None]
+        most = max(usage.shape[1] for usage in usages)
+        return torch.stack([torch.cat([_pad(u[:, :-1], most - 1), u[:, -1:]], 1) for u in usages])
+
+    def dropped(self) -> Float[Tensor, ""] | None:
+        """The share of instances, over layers, that found no room in the last forward pass."""
+        shares = [layer.dropped for layer in self._mixtures if layer.dropped is not None]
+        return torch.stack(shares).mean() if shares else None
+
+
+class TaskMixtureNetwork(MixtureNetwork):
+    """Every routed layer is a mixture by each task's logits, which have a learning rate of their own.
+
+    Args:
+        suite: the tasks.
+        make_gate: makes a gate for so many tasks and blocks.
+        gate_rate: learning rate of the logits.
+        layers: see :func:`routing_marl.network.routing_all_fc`.
+    """
+
+    def __init__(
+        self, suite: TaskSuite, make_gate: Callable[[int, int], TaskGate], gate_rate: float, **layers: Any
+    ) -> None:
+        require(gate_rate >= 0, "gate-rate", gate_rate, "a learning rate must be at least 0")
+        encoder, blocks = layered_parts(suite, **layers)
+        mixtures = [DenseMixture(make_gate(suite.n_tasks, len(layer)), layer) for layer in blocks]
+        super().__init__(suite, encoder, mixtures)
+        self._gate_rate = gate_rate
+
+    @property
+    def gates(self) -> list[TaskGate]:
+        """The gate of each layer."""
+        return [module for module in self.modules() if isinstance(module, TaskGate)]
+
+    def own_rates(self) -> dict[nn.Parameter, float]:
+        """The learning rate of the logits."""
+        return {gate.logits: self._gate_rate for gate in self.gates}
+
+
+class GumbelMatrix(TaskMixtureNetwork):
+    """Gumbel-Matrix routing (Maziarz et al., arXiv 1910.04915), see :class:`~routing_marl.baselines.gates`.
+
+    Args:
+        suite: the tasks.
+        initial_probability: p0, with which entries are 1 at the start.
+        budget: b, the share of active blocks that costs nothing.
+        budget_weight: lambda: the loss grows by ``lambda * max(0, E[active] / total - b)``.
+        gate_rate: learning rate of the matrices' logits.
+        layers: see :func:`routing_marl.network.routing_all_fc`.
+    """
+
+    def __init__(
+        self,
+        suite: TaskSuite,
+        *,
+        initial_probability: float = 0.5,
+        budget: float = 1.0,
+        budget_weight: float = 0.1,
+        gate_rate: float = 1e-2,
+        **layers: Any,
+    ) -> None:
+        require(0 <= budget <= 1, "budget", budget, "a share of blocks lies in [0, 1]")
+        require(budget_weight >= 0, "budget-weight", budget_weight, "it must be at least 0")
+        super().__init__(suite, lambda tasks, n: GumbelMatrixGate(tasks, n, initial_probability), gate_rate, **layers)
+        self._budget, self._budget_weight = budget, budget_weight
+
+    def auxiliary_loss(self) -> Tensor:
+        """The budget penalty."""
+        active = torch.cat([gate.logits.flatten() for gate in self.gates]).sigmoid().mean()
+        return self._budget_weight * (active - self._budget).clamp(min=0)
+
+
+def soft_routing(suite: TaskSuite, *, gate_rate: float = 1e-2, **layers: Any) -> MixtureNetwork:
+    """Softmax mixtures of all blocks; ``gate_rate`` is the learning rate of the logits."""
+    return TaskMixtureNetwork(suite, SoftmaxGate, gate_rate, **layers)
+
+
+def gumbel_softmax(
+    suite: TaskSuite, *, gate_rate: float = 5e-2, annealing_rate: float = 1e-3, **layers: Any
+) -> MixtureNetwork:
+    """One block per task and layer, drawn by Gumbel-softmax; see :class:`~routing_marl.baselines.gates`."""
+    require(annealing_rate >= 0, "annealing-rate", annealing_rate, "it must be at least 0")
+    return TaskMixtureNetwork(suite, lambda tasks, n: GumbelSoftmaxGate(tasks, n, annealing_rate), gate_rate, **layers)
+
+
+def mmoe(suite: TaskSuite, **layers: Any) -> MixtureNetwork:
+    """Multi-gate mixture of experts (Ma et al., KDD 2018): the first routed layer holds experts, the others are towers.
+
+    Each task mixes the experts by a gate of its own over the instance's features; its tower is its own too.
+    """
+    encoder, (experts, *towers) = layered_parts(suite, **with_own(suite, 1, layers))
+    height, width, channels = suite.image_shape
+    features = output_shape(encoder, (channels, height, width))
+    assert features is not None
+    mixture = DenseMixture(InstanceGate(suite.n_tasks, len(experts), features[0]), experts)
+    return MixtureNetwork(suite, encoder, [mixture, *(OwnBlocks(tower) for tower in towers)])
+
+
+def with_own(suite: TaskSuite, n_mixed: int, layers: dict[str, Any]) -> dict[str, Any]:
+    """The settings of layers of which all but the first ``n_mixed`` have a block per task."""
+    blocks = layers.get("blocks") or suite.n_tasks
+    n_own = layers.get("routed_convs", 0) + layers.get("depth", 3) - n_mixed
+    return {**layers, "blocks": [*[blocks] * n_mixed, *[suite.n_tasks] * n_own]}
+
+
+def _pad(usage: Tensor, width: int) -> Tensor:
+    return nn.functional.pad(usage, (0, width - usage.shape[1]))
+
+
+def _widened(parts: tuple[nn.Module, ...]) -> nn.Module:
+    """One module that does what these do, their channels or features one after the other."""
+    first, wide = parts[0], len(parts)
+    new: nn.Module
+    if isinstance(first, nn.Linear):
+        new = nn.Linear(first.in_features, wide * first.out_features)
+    elif isinstance(first, nn.Conv2d):
+        n_out = wide * first.out_channels
+        new = nn.Conv2d(first.in_channels, n_out, first.kernel_size, padding=first.padding, bias=False)  # type: ignore[arg-type]
+    elif isinstance(first, nn.BatchNorm2d):
+        return nn.BatchNorm2d(wide * first.num_features)
+    else:
+        return first
+    for name, parameter in new.named_parameters():
+        parameter.data.copy_(torch.cat([part.get_parameter(name).data for part in parts]))
+    return new
