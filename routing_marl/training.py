@@ -135,8 +135,10 @@ class Run:
 
     def _row(self, split: str, speed: float) -> Row:
         return {
+            "run": self.config.name,
             "suite": self.suite.name,
             "method": self.config.method,
+            "settings": self.config.settings,
             "seed": self.config.seed,
             "epoch": self.epoch,
             "split": split,
