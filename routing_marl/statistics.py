@@ -18,8 +18,8 @@ from scipy import integrate, stats
 from routing_marl.errors import UserError
 from routing_marl.results import MEAN_TASK
 
-Scores = Float[np.ndarray, "run task"]
-"""One row per run (seed), one column per task."""
+Scores = Float[np.ndarray, "_run _task"]
+"""One row per run (seed), one column per task; of several, each may have its own numbers of them."""
 Statistic = Callable[..., Any]
 """Maps pooled scores ``[..., score]`` to ``[...]``, given ``axis=-1``, as ``np.mean`` does."""
 
@@ -54,7 +54,7 @@ def score_matrix(runs: pd.DataFrame, metric: str = "accuracy", split: str = "tes
         raise UserError(f"rows of several {several[0]}s: {', '.join(rows[several[0]].unique())}; select one")
     last = rows[rows["epoch"] == rows.groupby("seed")["epoch"].transform("max")]
     matrix = last.pivot(index="seed", columns="task", values=metric).to_numpy(dtype=float)
-    if np.isnan(matrix).any():
+    if len(matrix) < runs["seed"].nunique() or np.isnan(matrix).any():
         raise UserError(f"not all runs have a {split} {metric} for each task; leave out those that don't")
     return matrix
 
@@ -212,7 +212,7 @@ def _means(runs: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def _bootstrap(
-    statistic: Statistic, rows: Sequence[Float[np.ndarray, " run"]], level: float, n_resamples: int, seed: int
+    statistic: Statistic, rows: Sequence[Float[np.ndarray, " _run"]], level: float, n_resamples: int, seed: int
 ) -> tuple[float, float]:
     """The interval of a statistic of one vector of run indices per stratum.
 
@@ -242,10 +242,10 @@ def _percentiles(
         batch=1000,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return found.low, found.high
+    return np.asarray(found.low), np.asarray(found.high)
 
 
-def _widened_level(rows: Sequence[Float[np.ndarray, " run"]], level: float) -> float:
+def _widened_level(rows: Sequence[Float[np.ndarray, " _run"]], level: float) -> float:
     """The level at which a percentile interval is as long as Student's for the sum over strata of the means of rows.
 
     The bootstrap's variance is (n - 1) / n of the unbiased one, and its quantiles are nearly normal instead of

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
@@ -52,10 +51,8 @@ class Failure:
     reason: str
 
 
-class Runner(Protocol):
-    """Brings units to their end, in parallel and in any order, and returns those that failed."""
-
-    def __call__(self, units: Sequence[Unit], on_progress: OnProgress) -> list[Failure]: ...  # noqa: D102
+Runner = Callable[[Sequence[Unit], OnProgress], list[Failure]]
+"""Brings units to their end, in parallel and in any order, and returns those that failed."""
 
 
 def run_unit(

@@ -11,12 +11,13 @@ import torch
 from test_image_folders import write_tasks
 from test_training import one_thread, tiny_arrays, write_tiny_npz  # noqa: F401 (a fixture)
 
-from routing_marl import comparison, training
+from routing_marl import compare_command, training
 from routing_marl.cli import COMMANDS, main
 from routing_marl.data import DATA_SETS
 from routing_marl.errors import UserError
 from routing_marl.methods import METHODS
 from routing_marl.results import read_results
+from routing_marl.units import Failure, run_unit
 
 SMALL = ["--epochs", "1", "--instances", "4", "--hidden", "8", "--depth", "2", "--device", "cpu"]
 
@@ -57,16 +58,10 @@ def run(capsys):
 def inline(monkeypatch):
     """Runs of a comparison here, one after the other; tests of the real pool are in test_comparison."""
 
-    def run_all(configs, folders, workers, threads, on_progress):
-        return [failure for config in configs if (failure := one(config, folders[config], on_progress))]
+    def here(units, on_progress):
+        return [Failure(unit.config, reason) for unit in units if (reason := run_unit(unit, on_progress))]
 
-    def one(config, folder, on_progress):
-        try:
-            training.train(config, folder, resume=True, on_progress=on_progress)
-        except UserError as error:
-            return comparison.Failure(config, str(error))
-
-    monkeypatch.setattr(comparison, "_run_all", run_all)
+    monkeypatch.setattr(compare_command, "local_runner", lambda workers, threads: here)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +120,12 @@ def test_compare(npz, run, inline, in_an_empty_folder):
     code, out, err = run(*command, "--methods", "wpl,shared_bottom", "--seeds", "0,1")
     assert (code, err) == (0, "") and ", 2 seeds" in out and "(commonest class)" in out
     folder = in_an_empty_folder / "out"
-    assert {path.name for path in folder.iterdir()} == {"results.parquet", "learning_curves.png", "routes.png", "runs"}
+    assert {path.name for path in folder.glob("[!.]*")} == {
+        "results.parquet",
+        "learning_curves.png",
+        "routes.png",
+        "runs",
+    }
     assert len(list((folder / "runs").iterdir())) == 4
     summary = strict_json(in_an_empty_folder / "summary.json")
     assert {row["method"]: row["seeds"] for row in summary} == {"wpl": 2, "shared_bottom": 2}
@@ -144,7 +144,7 @@ def test_compare_of_one_seed_writes_json_without_intervals(npz, run, inline, in_
 @pytest.mark.parametrize("words", [["0,1"], ["0", "1"], ["0,", "1"], ["0", ",1"]])
 def test_lists_are_separated_by_commas_or_spaces(words, monkeypatch):
     seen = []
-    monkeypatch.setattr("routing_marl.commands.compare", seen.append)
+    monkeypatch.setattr("routing_marl.compare_command.compare", seen.append)
     main(["compare", "--seeds", *words, "--methods", "wpl", "random"])
     assert seen[0].seeds == (0, 1) and seen[0].methods == ("wpl", "random")
 
@@ -156,7 +156,9 @@ def test_compare_reports_failures_and_still_shows_the_rest(npz, run, inline, in_
     broken.write_bytes(broken.read_bytes()[:500])
     code, out, err = run(*command)
     assert code == 2 and err == "routing-marl: 1 of 2 runs failed; see above\n"
-    assert f"failed {broken.parent.name}: {broken.relative_to(in_an_empty_folder)}" in out and ", 1 seed" in out
+    assert (
+        f"failed {broken.parent.name}: UserError: {broken.relative_to(in_an_empty_folder)}" in out and ", 1 seed" in out
+    )
 
 
 def test_a_loss_that_is_no_number_is_one_line(npz, run, inline):
