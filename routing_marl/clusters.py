@@ -22,7 +22,7 @@ from routing_marl.units import ATTEMPTS, Failure, Runner, Unit, run_unit
 Files = Mapping[str, bytes]
 
 
-def ray_runner(address: str, threads: int = 1, gpus_per_run: float = 0) -> Runner:
+def ray_runner(address: str, threads: int = 1, gpus_per_run: float = 0.0) -> Runner:
     """A runner on a Ray cluster.
 
     Args:

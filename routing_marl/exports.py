@@ -13,14 +13,15 @@ METRICS = ("accuracy", "balanced_accuracy", "loss")
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Writes all rows; numbers keep all their digits (read them with ``float_precision="round_trip"``)."""
+    """Writes all rows; numbers keep all their digits."""
     write_whole(path, lambda temporary: frame.to_csv(temporary, index=False))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Reads what :func:`write_csv` has written, to the bit."""
-    missing = {name: [""] for name, kind in SCHEMA.items() if kind == "float64"}
-    return pd.read_csv(path, dtype=SCHEMA, float_precision="round_trip", keep_default_na=False, na_values=missing)
+    words = pd.read_csv(path, dtype=str, keep_default_na=False)
+    floats = {name: [float(word or "nan") for word in words[name]] for name, kind in SCHEMA.items() if kind == "float64"}
+    return words.assign(**floats).astype(SCHEMA)
 
 
 def marl_eval(frame: pd.DataFrame, split: str = "test") -> dict[str, Any]:

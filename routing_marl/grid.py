@@ -124,7 +124,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         if one in (int, float) and not isinstance(value, bool):
             try:
                 number = one(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
             if isinstance(value, str) or number == value:
                 return number

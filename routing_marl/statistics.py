@@ -253,9 +253,8 @@ def _widened_level(rows: Sequence[Float[np.ndarray, " _run"]], level: float) -> 
     """
     n = np.array([*map(len, rows)], float)
     variance = np.array([row.var(ddof=1) for row in rows]) / n
-    if variance.sum() == 0:
-        variance = np.ones_like(n)
-    freedom = variance.sum() ** 2 / (variance**2 / (n - 1)).sum()
-    shrunk = (variance * (n - 1) / n).sum() / variance.sum()
+    share = variance / variance.sum() if variance.sum() > 0 else np.full_like(n, 1 / len(n))
+    freedom = 1 / (share**2 / (n - 1)).sum()
+    shrunk = (share * (n - 1) / n).sum()
     quantile = stats.t.ppf((1 + level) / 2, freedom) / math.sqrt(shrunk)
     return min(float(2 * stats.norm.cdf(quantile) - 1), 1 - 1e-9)
