@@ -20,7 +20,9 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 def read_csv(path: Path) -> pd.DataFrame:
     """Reads what :func:`write_csv` has written, to the bit."""
     words = pd.read_csv(path, dtype=str, keep_default_na=False)
-    floats = {name: [float(word or "nan") for word in words[name]] for name, kind in SCHEMA.items() if kind == "float64"}
+    floats = {
+        name: [float(word or "nan") for word in words[name]] for name, kind in SCHEMA.items() if kind == "float64"
+    }
     return words.assign(**floats).astype(SCHEMA)
 
 

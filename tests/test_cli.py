@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_image_folders import write_tasks
@@ -147,6 +149,39 @@ def test_lists_are_separated_by_commas_or_spaces(words, monkeypatch):
     monkeypatch.setattr("routing_marl.compare_command.compare", seen.append)
     main(["compare", "--seeds", *words, "--methods", "wpl", "random"])
     assert seen[0].seeds == (0, 1) and seen[0].methods == ("wpl", "random")
+
+
+def test_compare_varies_settings_and_suites_from_a_file_and_from_options(npz, run, inline, tmp_path, monkeypatch):
+    other = write_tiny_npz(tmp_path / "other.npz")
+    (tmp_path / "grid.toml").write_text(
+        f'suites = ["{npz}", "{other}"]\nmethods = ["wpl", "random"]\nseeds = 3\nrho = [0.1, 0.2]\nfloor = [0, 0.1]\n'
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["compare", *SMALL, "--grid", tmp_path / "grid.toml", "--out", "out", "--vary", "hidden=4,8"]
+    code, out, err = run(*command)
+    assert (code, err) == (0, "") and "tiny, test, 1 seed" in out and "other, test, 1 seed" in out
+    frame = read_results(Path("out/results.parquet"))
+    # Each of two suites: WPL has a floor and a rho, random has no floor; each with two widths.
+    units = frame[["suite", "method", "settings", "seed"]].drop_duplicates()
+    assert units.groupby(["suite", "method"]).size().tolist() == [4, 8, 4, 8] and set(units["seed"]) == {3}
+    assert frame["run"].nunique() == 24 == len(os.listdir("out/runs"))
+    assert "one seed: nothing can be said about chance" in out
+    assert max(map(len, out.splitlines())) <= 80
+    pictures = {f"{kind}_{suite}.png" for kind in ("learning_curves", "routes") for suite in ("tiny", "other")}
+    assert pictures == {name for name in os.listdir("out") if name.endswith(".png")}
+
+
+def test_the_table_of_many_seeds_fits_80_columns(npz, run, inline, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["compare", "--suite", npz, *SMALL, "--out", "out", "--seeds", "0,1,2,3,4", "--json", "s.json"]
+    code, out, err = run(*command, "--methods", "random,task_specific_all_fc", "--vary", "rho=0,0.3", "hidden=4,8")
+    assert (code, err) == (0, "") and "task_specific_all_fc" in out and "random" in out
+    assert max(map(len, out.splitlines())) <= 80
+    summary = pd.DataFrame(json.loads(Path("s.json").read_text()))
+    assert len(summary) == 8 and (summary["iqm_low"] <= summary["iqm_high"]).all()
+    row = summary.iloc[0]
+    assert f"{100 * row['iqm_low']:.1f} to {100 * row['iqm_high']:.1f}" in out
+    assert "hints, not findings" not in out
 
 
 def test_compare_reports_failures_and_still_shows_the_rest(npz, run, inline, in_an_empty_folder):
@@ -369,6 +404,17 @@ BAD_COMPARE = [
     (["--seeds", ","], "seeds is empty"),
     (["--seeds", "0,-1"], "seed is -1"),
     (["--workers", "0"], "workers is 0"),
+    (["--vary", "rho"], "vary is 'rho'; it is written NAME=VALUE,VALUE"),
+    (["--vary", "rho=0,2"], "rho is 2.0; it must lie in"),
+    (["--vary", "alpha=0.1,0.2"], "alpha means nothing to wpl"),
+    (["--vary", "policy-rate=0.1,-1"], "policy_rate is -1"),
+    (["--vary", "suite=digits,nothere"], "no suite 'nothere'"),
+    (["--vary", "suite=digits,here/digits.npz"], "here/digits.npz: no such file"),
+    (["--grid", "nothere.toml"], "the grid nothere.toml can't be read"),
+    (["--grid", "file"], "the grid file is a str"),
+    (["--ray", "local"], "workers is 1, but Ray decides"),
+    (["--gpus-per-run", "0.5"], "gpus-per-run is 0.5; it needs --ray"),
+    (["--gpus-per-run", "-1"], "gpus-per-run is -1"),
 ]
 
 PLAY = {"train": ["--out", "out"], "compare": ["--out", "out", "--methods", "wpl", "--seeds", "0", "--workers", "1"]}

@@ -189,6 +189,40 @@ def wait_until(condition, seconds=240.0):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_a_comparison_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path):
+    """``kill -9`` of everything, three times, at random; then the same command once more."""
+    command = [
+        sys.executable,
+        "-m",
+        "routing_marl",
+        "compare",
+        "--methods",
+        "wpl,cross_stitch,random",
+        "--seeds",
+        "0,1",
+    ]
+    command += ["--epochs", "3", "--instances", "32", "--workers", "2", "--threads", "1", "--out"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    rng = np.random.default_rng()
+    for n_begun in (1, 3, 5):
+        process = subprocess.Popen([*command, str(killed)], start_new_session=True, stdout=subprocess.DEVNULL)
+        try:
+            wait_until(lambda n=n_begun: len(list(killed.glob("runs/*/checkpoint.pt"))) >= n)
+            time.sleep(rng.uniform(0, 0.5))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        wait_until(lambda pid=process.pid: not alive(pid))
+    for folder in (killed, whole):
+        subprocess.run([*command, str(folder)], check=True, stdout=subprocess.DEVNULL)
+    frame, expected = read_results(killed / RESULTS), read_results(whole / RESULTS)
+    assert frame["run"].nunique() == 6
+    pd.testing.assert_frame_equal(without_clock(frame), without_clock(expected), check_exact=True)
+    assert [path for path in killed.rglob(".*") if path.name != ".lock"] == []
+
+
 @pytest.mark.slow  # three processes import torch
 def test_two_processes_give_what_one_does_also_after_an_interruption(configs, tmp_path):
     """The real pool: stopped as by Ctrl-C at the first report, then finished by two workers."""
