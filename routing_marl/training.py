@@ -196,7 +196,8 @@ class Run:
             self.engine.load_state_dict(state["engine"])
             self.agent.load_state_dict(state["agent"])
             self.epoch, self.wall_s = state["epoch"], state["wall_s"]
-            self.rows, self.usage, self.policies = state["rows"], state["usage"], state["policies"]
+            self.usage, self.policies = state["usage"], state["policies"]
+            self.rows = [{**row, "run": self.config.name} for row in state["rows"]]  # more epochs: another name
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"the checkpoint does not fit suite {self.suite.name} as it is now; use the data that it was trained on"

@@ -52,7 +52,7 @@ def test_csv_keeps_what_is_not_known(tmp_path):
 
 
 def rows_of(layout):
-    """An independent reading of marl-eval's layout: it takes lists of numbers, and absolute metrics as the last step."""
+    """An independent reading of the layout: lists of numbers, and absolute metrics as the last step."""
     for suite, tasks in layout.items():
         for task, algorithms in tasks.items():
             for algorithm, runs in algorithms.items():
