@@ -49,7 +49,10 @@ class _Worker:
         """How the process ended."""
         self.process.join()
         code = self.process.exitcode or 0
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        if code >= 0:
+            return f"exited with code {code}"
+        hint = " (is there memory enough?)" if -code == signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
 @dataclass
@@ -80,8 +83,7 @@ class _Ledger:
         if count < ATTEMPTS:
             self.todo.append(unit)
         else:
-            reason = f"its process {how}, {count} times in the same epoch; is there memory enough?"
-            self.failures.append(Failure(unit.config, reason))
+            self.failures.append(Failure(unit.config, f"its process {how}, {count} times in the same epoch"))
 
 
 def _run(units: Sequence[Unit], on_progress: OnProgress, *, workers: int, threads: int) -> list[Failure]:

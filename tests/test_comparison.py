@@ -306,7 +306,7 @@ def test_a_process_that_dies_harms_no_other_unit(always, configs, npz, tmp_path,
     pd.testing.assert_frame_equal(without_clock(others), without_clock(expected), check_exact=True)
     if always:
         assert [failure.config for failure in failures] == [mortal] and died == "xxx"
-        assert failures[0].reason.startswith("its process was killed by SIGKILL, 3 times in the same epoch")
+        assert failures[0].reason.startswith("its process was killed by SIGKILL") and "3 times" in failures[0].reason
     else:
         assert failures == [] and died == "x"
         assert set(frame[frame["method"] == mortal.method]["epoch"]) == {1, 2, 3}

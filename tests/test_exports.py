@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -41,6 +43,12 @@ def test_csv_comes_back_to_the_bit(results, tmp_path, capsys):
     again = read_csv(tmp_path / "x.csv")
     pd.testing.assert_frame_equal(again, frame, check_exact=True)
     assert (tmp_path / "x.csv").read_text().splitlines()[0] == ",".join(SCHEMA)
+
+
+def test_the_columns_are_documented():
+    page = (Path(__file__).parent.parent / "docs" / "results.md").read_text()
+    table = page.partition("| column | type |")[2].partition("\n\n")[0]
+    assert [name for name in re.findall(r"`(\w+)`", table) if name in SCHEMA] == list(SCHEMA)
 
 
 def test_csv_keeps_what_is_not_known(tmp_path):

@@ -52,21 +52,26 @@ def configs(suite: Path, *methods: str, epochs: int = EPOCHS) -> list[RunConfig]
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three hundred images: an epoch takes a moment."""
+    """Three hundred images: an epoch has 75 updates."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, (1200, 2))
-    images = rng.integers(0, 60, (1200, 8, 8)) + 150 * labels[:, :1, None]
+    labels = rng.integers(0, 2, (400, 2))
+    images = rng.integers(0, 60, (400, 8, 8)) + 150 * labels[:, :1, None]
     path = tmp_path_factory.mktemp("suite") / "two.npz"
     images = images.astype(np.uint8)
-    np.savez(path, x_train=images[:1000], y_train=labels[:1000], x_test=images[1000:], y_test=labels[1000:])
+    np.savez(path, x_train=images[:300], y_train=labels[:300], x_test=images[300:], y_test=labels[300:])
     return path
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head that runs nothing, and two machines of one CPU."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that runs nothing, and two machines of one CPU. The last test that takes it breaks it."""
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+        yield from start_cluster()
+
+
+def start_cluster() -> Iterator[Cluster]:
     small = {"object_store_memory": 100_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     machines = [cluster.add_node(num_cpus=1, object_store_memory=100_000_000) for _ in range(2)]
@@ -83,39 +88,29 @@ def timeless(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=["wall_s", "instances_per_s"])
 
 
-def test_nothing_is_lost_with_a_machine(cluster: Cluster, suite: Path, tmp_path: Path) -> None:
-    units = configs(suite, "wpl", "random", "q_learning")
-    expected, _ = compare(units, tmp_path / "here")
-    reports: list[Progress] = []
-    lost: list[float] = []
-
-    def watch(progress: Progress) -> None:
-        reports.append(progress)
-        if not lost and len({report.run for report in reports}) >= 2 and progress.epoch >= 3:
-            lost.append(time.monotonic())
-            cluster.remove_node(cluster.machines[0], allow_graceful=False)
-
-    frame, failures = compare(units, tmp_path / "there", runner=ray_runner("auto"), on_progress=watch)
-    assert lost and failures == []
-    pd.testing.assert_frame_equal(timeless(frame), timeless(expected), check_exact=True)
-    for config in units:
-        here, there = (
-            {path.name for path in (tmp_path / place / RUNS / config.name).iterdir()} for place in ("here", "there")
-        )
-        assert here == there
-    assert len(ray.nodes()) == 3 and sum(node["Alive"] for node in ray.nodes()) == 2
+def test_a_cluster_that_is_not_there_is_one_line(suite: Path, tmp_path: Path) -> None:
+    units = configs(suite, "random", epochs=1)
+    with pytest.raises(UserError, match=r"ray is 'auto', but no cluster answers there") as caught:
+        compare(units, tmp_path, runner=ray_runner("auto"))
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("condition", "ends_well"), [("self.calls == 700 and not {again}", True), ("True", False)])
+def test_a_local_cluster_of_its_own_ends_with_the_comparison(suite: Path, tmp_path: Path) -> None:
+    frame, failures = compare(configs(suite, "random", epochs=1), tmp_path, runner=ray_runner("local"))
+    assert failures == [] and set(frame["seed"]) == {0, 1} and not ray.is_initialized()
+
+
+@pytest.mark.parametrize(("condition", "ends_well"), [("self.calls == 100 and not {again}", True), ("True", False)])
 def test_a_worker_that_dies_is_retried_from_its_checkpoint_and_given_up_in_the_end(
     cluster: Cluster, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: str, ends_well: bool
 ) -> None:
     marker = str(tmp_path / "died")
     condition = condition.format(again=f"os.path.exists({marker!r})")
-    (tmp_path / "suicidal.py").write_text(SUICIDE.format(condition=condition, marker=marker))
+    module = f"suicidal_{ends_well}"
+    (tmp_path / f"{module}.py").write_text(SUICIDE.format(condition=condition, marker=marker))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (mortal, _) = configs(suite, "suicidal:Suicide", epochs=3)
+    (mortal, _) = configs(suite, f"{module}:Suicide", epochs=3)
     others = configs(suite, "random", epochs=3)
     reports: list[Progress] = []
     frame, failures = compare(
@@ -152,13 +147,24 @@ def test_a_run_that_was_begun_here_is_finished_there(cluster: Cluster, suite: Pa
     pd.testing.assert_frame_equal(timeless(frame), timeless(expected), check_exact=True)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(suite: Path, tmp_path: Path) -> None:
-    units = configs(suite, "random", epochs=1)
-    with pytest.raises(UserError, match=r"ray is 'auto', but no cluster answers there") as caught:
-        compare(units, tmp_path, runner=ray_runner("auto"))
-    assert "\n" not in str(caught.value)
+def test_nothing_is_lost_with_a_machine(cluster: Cluster, suite: Path, tmp_path: Path) -> None:
+    units = configs(suite, "wpl", "q_learning")
+    expected, _ = compare(units, tmp_path / "here")
+    reports: list[Progress] = []
+    lost: list[float] = []
 
+    def watch(progress: Progress) -> None:
+        reports.append(progress)
+        if not lost and len({report.run for report in reports}) >= 2 and progress.epoch >= 3:
+            lost.append(time.monotonic())
+            cluster.remove_node(cluster.machines[0], allow_graceful=False)
 
-def test_a_local_cluster_of_its_own_ends_with_the_comparison(suite: Path, tmp_path: Path) -> None:
-    frame, failures = compare(configs(suite, "random", epochs=1), tmp_path, runner=ray_runner("local"))
-    assert failures == [] and set(frame["seed"]) == {0, 1} and not ray.is_initialized()
+    frame, failures = compare(units, tmp_path / "there", runner=ray_runner("auto"), on_progress=watch)
+    assert lost and failures == []
+    pd.testing.assert_frame_equal(timeless(frame), timeless(expected), check_exact=True)
+    for config in units:
+        here, there = (
+            {path.name for path in (tmp_path / place / RUNS / config.name).iterdir()} for place in ("here", "there")
+        )
+        assert here == there
+    assert len(ray.nodes()) == 3 and sum(node["Alive"] for node in ray.nodes()) == 2
