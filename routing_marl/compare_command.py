@@ -28,6 +28,10 @@ from routing_marl.summary import labelled, summarise
 from routing_marl.units import Runner, load_suite
 
 
+_MOST_ROUTES = 20
+"""Methods whose routes are drawn: a picture of hundreds is no use, and no size that can be drawn."""
+
+
 class SuiteFacts(NamedTuple):
     """What table and pictures say of a suite.
 
@@ -174,7 +178,8 @@ def _draw(frame: pd.DataFrame, suites: Sequence[SuiteFacts], out: Path) -> list[
             continue
         suffix = f"_{suite.name}" if len(suites) > 1 else ""
         pictures = {f"learning_curves{suffix}.png": plots.learning_curves(rows, floors=suite.floors)}
-        if usages := _last_usages(rows[["method", "run"]].drop_duplicates("method").itertuples(index=False), out):
+        first = rows[["method", "run"]].drop_duplicates("method")
+        if usages := _last_usages(first.head(_MOST_ROUTES).itertuples(index=False), out):
             pictures[f"routes{suffix}.png"] = plots.route_matrices(usages, suite.task_names)
         for name, figure in pictures.items():
             plots.save(figure, out / name)
