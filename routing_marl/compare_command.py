@@ -27,7 +27,6 @@ from routing_marl.suites import TaskSuite
 from routing_marl.summary import labelled, summarise
 from routing_marl.units import Runner, load_suite
 
-
 _MOST_ROUTES = 20
 """Methods whose routes are drawn: a picture of hundreds is no use, and no size that can be drawn."""
 
