@@ -382,8 +382,8 @@ def test_suites_and_settings_have_lines_of_their_own():
     parts = [TOY, TOY.assign(settings="rho=0", accuracy=0.2), TOY.assign(suite="other", accuracy=0.3)]
     summary = summarise(pd.concat(parts))
     lines = summary[["suite", "method", "settings"]].apply(tuple, axis=1).tolist()
-    assert lines[:2] == [("other", "a", ""), ("other", "b", "")]  # equal scores: by name
-    assert lines[2:] == [("toy", "b", ""), ("toy", "a", ""), ("toy", "a", "rho=0"), ("toy", "b", "rho=0")]
+    assert lines[:2] == [("other", "b", ""), ("other", "a", "")]  # of equal accuracy: by balanced accuracy
+    assert lines[2:] == [("toy", "b", ""), ("toy", "a", ""), ("toy", "b", "rho=0"), ("toy", "a", "rho=0")]
     assert summary["accuracy"].tolist() == pytest.approx([0.3, 0.3, 0.7, 0.6, 0.2, 0.2])
 
 
