@@ -379,12 +379,12 @@ def test_the_interquartile_mean_has_an_interval_from_five_seeds_on(n_seeds, has_
 
 
 def test_suites_and_settings_have_lines_of_their_own():
-    parts = [TOY, TOY.assign(settings="rho=0", accuracy=0.2), TOY.assign(suite="other", accuracy=0.3)]
+    parts = [TOY, TOY.assign(settings="rho=0", accuracy=0.25), TOY.assign(suite="other", accuracy=0.375)]
     summary = summarise(pd.concat(parts))
     lines = summary[["suite", "method", "settings"]].apply(tuple, axis=1).tolist()
     assert lines[:2] == [("other", "b", ""), ("other", "a", "")]  # of equal accuracy: by balanced accuracy
     assert lines[2:] == [("toy", "b", ""), ("toy", "a", ""), ("toy", "b", "rho=0"), ("toy", "a", "rho=0")]
-    assert summary["accuracy"].tolist() == pytest.approx([0.3, 0.3, 0.7, 0.6, 0.2, 0.2])
+    assert summary["accuracy"].tolist() == pytest.approx([0.375, 0.375, 0.7, 0.6, 0.25, 0.25])
 
 
 def test_labels_name_what_not_all_have():
