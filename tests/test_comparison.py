@@ -192,21 +192,21 @@ def wait_until(condition, seconds=240.0):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 def test_a_comparison_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path):
-    """``kill -9`` of everything, three times, at random; then the same command once more."""
+    """``kill -9`` of everything, twice, at random; then the same command once more."""
     command = [
         sys.executable,
         "-m",
         "routing_marl",
         "compare",
         "--methods",
-        "wpl,cross_stitch,random",
+        "wpl,cross_stitch",
         "--seeds",
         "0,1",
     ]
     command += ["--epochs", "3", "--instances", "32", "--workers", "2", "--threads", "1", "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     rng = np.random.default_rng()
-    for n_begun in (1, 3, 5):
+    for n_begun in (1, 3):
         process = subprocess.Popen([*command, str(killed)], start_new_session=True, stdout=subprocess.DEVNULL)
         try:
             wait_until(lambda n=n_begun: len(list(killed.glob("runs/*/checkpoint.pt"))) >= n)
@@ -218,7 +218,7 @@ def test_a_comparison_that_is_killed_again_and_again_ends_like_one_that_is_not(t
     for folder in (killed, whole):
         subprocess.run([*command, str(folder)], check=True, stdout=subprocess.DEVNULL)
     frame, expected = read_results(killed / RESULTS), read_results(whole / RESULTS)
-    assert frame["run"].nunique() == 6
+    assert frame["run"].nunique() == 4
     pd.testing.assert_frame_equal(without_clock(frame), without_clock(expected), check_exact=True)
     assert [path for path in killed.rglob(".*") if path.name != ".lock"] == []
 
