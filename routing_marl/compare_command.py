@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from routing_marl import cli, comparison, plots, training
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.clusters import import_ray, ray_runner
 from routing_marl.config import RunConfig
-from routing_marl.display import percent, progress_bars
+from routing_marl.display import count, percent, progress_bars
 from routing_marl.errors import UserError
 from routing_marl.files import write_json
 from routing_marl.grid import check_list, expand, parse_vary, read_grid
@@ -142,25 +143,25 @@ def _table(rows: pd.DataFrame, suite: SuiteFacts) -> Table:
     fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
     seeds = f"{fewest} to {most} seeds" if fewest < most else f"{most} seed{'s' * (most > 1)}"
     with_iqm = rows["iqm_low"].notna().any()
-    caption = "accuracy and balanced accuracy in %, mean ± 95 % interval"
+    caption = "accuracy and balanced accuracy in %, mean ± 95 % interval\n"
     if with_iqm:
-        caption += "; iqm: 95 % interval of the interquartile mean of the accuracy"
-    table = Table(title=f"{suite.name}, test, {seeds}", caption=caption)
+        caption += "iqm: 95 % interval of the interquartile mean of the accuracy\n"
+    caption += "params: of the whole network; MACs: multiply-adds for one instance"
+    title = f"{suite.name}, test, {seeds}"
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     words = " ".join([*rows["method"], "(commonest class)"]).split()
     table.add_column("method", min_width=max(map(len, words)))
-    for column in ("accuracy", "balanced", *(("iqm",) if with_iqm else ("loss", "inst/s")), "train s"):
+    for column in ("accuracy", "balanced", "iqm" if with_iqm else "loss", "train s", "params", "MACs"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows.to_dict("records"):
         table.add_row(
             row["method"],
             percent(row["accuracy"], row["accuracy_ci"]),
             percent(row["balanced_accuracy"], row["balanced_accuracy_ci"]),
-            *(
-                [f"{percent(row['iqm_low'])} to {percent(row['iqm_high'])}"]
-                if with_iqm
-                else [f"{row['loss']:.3f}", f"{row['instances_per_s']:,.0f}"]
-            ),
+            f"{percent(row['iqm_low'])} to {percent(row['iqm_high'])}" if with_iqm else f"{row['loss']:.3f}",
             f"{row['wall_s']:.1f}",
+            count(row["parameters"]),
+            count(row["multiply_adds"]),
         )
     table.add_section()
     table.add_row("(commonest class)", percent(suite.floors["accuracy"]), percent(suite.floors["balanced_accuracy"]))

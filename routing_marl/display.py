@@ -15,6 +15,13 @@ def percent(value: float, half: float = float("nan")) -> str:
     return f"{100 * value:.1f}" if isnan(half) else f"{100 * value:.1f} ± {100 * half:.1f}"
 
 
+def count(number: float) -> str:
+    """Three digits, and what they stand for; nothing for what nobody counted."""
+    if isnan(number):
+        return ""
+    return f"{number / 1e6:.3g}M" if number >= 999_500 else f"{number / 1e3:.3g}k"
+
+
 @contextmanager
 def progress_bars(console: Console, n_runs: int | None = None) -> Iterator[training.OnProgress]:
     """A bar for one run, or for all runs of a comparison with a bar for each one under way."""

@@ -36,6 +36,7 @@ def summarise(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """
     scores = final_scores(frame, split)
     metrics = ["accuracy", "balanced_accuracy", "loss", "wall_s", "instances_per_s"]
+    metrics += ["parameters", "multiply_adds", "dropped"]
     grouped = scores.groupby(METHOD)
     summary = grouped[metrics].mean()
     for metric in metrics[:3]:
