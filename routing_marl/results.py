@@ -80,4 +80,5 @@ def read_results(path: Path) -> pd.DataFrame:
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(SCHEMA)}")
     added: dict[str, Any] = {name: value for name, value in LATER_COLUMNS.items() if name not in frame}
-    return frame.assign(**added).astype({name: SCHEMA[name] for name in added})
+    frame = frame.assign(**added).astype({name: SCHEMA[name] for name in added})
+    return frame[[*SCHEMA, *(name for name in frame if name not in SCHEMA)]]
