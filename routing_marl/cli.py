@@ -1,4 +1,4 @@
-"""The command line: ``routing-marl train | compare | evaluate | diagnose | nash-gap | data | methods | bench``.
+"""The command line: ``routing-marl COMMAND OPTIONS``.
 
 Options are the fields of frozen dataclasses. Nothing heavy is imported before a command is known to be well-formed.
 """
@@ -30,6 +30,17 @@ def _listed(parse: Callable[[str], T], metavar: str) -> Any:
         instance_from_str=of_strings,
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [",".join(str(item) for item in value)],
+    )
+
+
+def _words(metavar: str) -> Any:
+    """A tuple option whose items are separated by spaces."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"{metavar} ...",
+        instance_from_str=tuple,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [*value],
     )
 
 
@@ -95,7 +106,10 @@ class Train(Play):
 
 @dataclass(frozen=True)
 class Compare(Play):
-    """Trains several methods from several seeds, and compares them: a table, learning curves and routes."""
+    """Trains several methods from several seeds, and compares them: a table, learning curves and routes.
+
+    The same command again goes on where it was stopped, however that was.
+    """
 
     methods: Annotated[tuple[str, ...], _listed(str, "NAME,NAME,...")] = (
         "wpl",
@@ -109,17 +123,44 @@ class Compare(Play):
     """What to compare; `routing-marl methods` lists them."""
     seeds: Annotated[tuple[int, ...], _listed(int, "INT,INT,...")] = (0, 1, 2)
     """One run of each method for each seed."""
+    vary: Annotated[tuple[str, ...], _words("NAME=VALUE,VALUE")] = ()
+    """Also one run for each value of other settings: `--vary rho=0,0.3 suite=digits,mnist_mtl`."""
+    grid: Path | None = None
+    """A TOML or YAML file with methods, suites, seeds and settings; what it leaves open is as on the command line."""
     out: Path = Path("results/compare")
     """Folder for results.parquet, the pictures, and a folder of each run."""
     resume: bool = True
     """Keep finished runs that are in the output folder, and go on with unfinished ones."""
     workers: int | None = None
     """Runs at a time; by default one per core, or one on a GPU."""
+    ray: str | None = None
+    """Run on a Ray cluster: auto for the one of this machine, its address, or local for a new one on this machine."""
+    gpus_per_run: float = 0.0
+    """Share of a GPU that a run on the cluster takes."""
 
     def __call__(self) -> None:
-        from routing_marl.commands import compare
+        from routing_marl.compare_command import compare
 
         compare(self)
+
+
+@dataclass(frozen=True)
+class Export(Common):
+    """Writes the results of a comparison for other tools."""
+
+    results: tyro.conf.Positional[Path] = Path("results/compare")
+    """Folder of a run or a comparison, or its results.parquet."""
+    format: Literal["csv", "marl-eval"] = "csv"
+    """csv: the same rows; marl-eval: the JSON that the tool of that name reads (one split)."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Part of the data whose scores marl-eval gets."""
+    out: Path | None = None
+    """File to write; by default beside the results."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import export
+
+        export(self)
 
 
 @dataclass(frozen=True)
@@ -220,6 +261,7 @@ class Bench(Common):
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "compare": Compare,
+    "export": Export,
     "evaluate": Evaluate,
     "diagnose": Diagnose,
     "nash-gap": NashGap,

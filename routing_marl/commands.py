@@ -3,30 +3,27 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import isnan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from routing_marl import cli, comparison, diagnostics, nash, plots, training
+from routing_marl import cli, diagnostics, exports, nash, plots, training
 from routing_marl import data as data_sets
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
+from routing_marl.display import percent, progress_bars
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
 from routing_marl.files import check_output_file, output_folder, write_json
-from routing_marl.methods import METHODS, check_settings, find_method, make_game
+from routing_marl.methods import METHODS, check_settings, find_method
 from routing_marl.recipes import RECIPES, make_suite
-from routing_marl.results import MEAN_TASK, write_results
-from routing_marl.routes import ROUTES, read_routes
+from routing_marl.results import MEAN_TASK, read_results, write_results
+from routing_marl.routes import read_routes
 from routing_marl.suite_report import contact_sheet, count_rows
 from routing_marl.suites import TaskSuite
 
@@ -41,60 +38,33 @@ def train(options: "cli.Train") -> None:
     suite = _load(config)
     out = options.out or Path("results") / config.name
     console = Console()
-    with _progress(console) as report, _tensorboard(out if options.tensorboard else None) as write_events:
+    with progress_bars(console) as report, _tensorboard(out if options.tensorboard else None) as write_events:
         run = training.train(config, out, resume=options.resume, suite=suite, on_progress=report, on_epoch=write_events)
     summary = {row["split"]: row for row in run.rows if row["task"] == MEAN_TASK and row["epoch"] == run.epoch}
     table = Table(title=f"{config.method} on {suite.name}, seed {config.seed}, after {run.epoch} epochs")
     for column in ("split", "accuracy", "balanced accuracy", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, row in summary.items():
-        table.add_row(split, _percent(row["accuracy"]), _percent(row["balanced_accuracy"]), f"{row['loss']:.3f}")
+        table.add_row(split, percent(row["accuracy"]), percent(row["balanced_accuracy"]), f"{row['loss']:.3f}")
     console.print(table)
     console.print(f"{run.wall_s:.1f} s of training; results in {out}", highlight=False)
     if options.json:
         write_json(options.json, {"config": run.config.identity(), "final": summary})
 
 
-def compare(options: "cli.Compare") -> None:
-    """``routing-marl compare``."""
-    _check_list("methods", options.methods)
-    _check_list("seeds", options.seeds)
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"workers is {options.workers}; it must be at least 1")
-    for method in options.methods:
-        find_method(method)
-    check_settings(options.methods, options.agent)
-    configs = [options.run_config(method, seed) for seed in options.seeds for method in options.methods]
-    device = training.pick_device(options.device)
-    suite = _load(configs[0])
-    for config in configs[: len(options.methods)]:
-        make_game(config, suite, "cpu")  # a setting that doesn't fit is found out before any run starts
-    cores = torch.get_num_threads()
-    workers = options.workers or (1 if device.startswith("cuda") else min(cores, len(configs)))
-    threads = options.threads or max(1, cores // workers)
-    console = Console()
-    with _progress(console, len(configs)) as report:
-        frame, failures = comparison.compare(
-            configs, options.out, resume=options.resume, workers=workers, threads=threads, on_progress=report
-        )
-    for failure in failures:
-        console.print(f"[red]failed[/red] {failure.config.name}: {failure.reason}", highlight=False)
-    if frame.empty:
-        raise UserError(f"none of the {len(configs)} runs ended well; the first: {failures[0].reason}")
-    summary = comparison.summarise(frame)
-    floors = commonest_class(suite)
-    console.print(_comparison_table(summary, suite, floors))
-    pictures = {"learning_curves.png": plots.learning_curves(frame, floors=floors)}
-    usages = _last_usages(configs, options.out)
-    if usages:
-        pictures["routes.png"] = plots.route_matrices(usages, suite.task_names)
-    for name, figure in pictures.items():
-        plots.save(figure, options.out / name)
-    console.print(f"results.parquet, {', '.join(pictures)} in {options.out}", highlight=False)
-    if options.json:
-        write_json(options.json, summary.to_dict("records"))
-    if failures:
-        raise UserError(f"{len(failures)} of {len(configs)} runs failed; see above")
+def export(options: "cli.Export") -> None:
+    """``routing-marl export RESULTS``."""
+    path = options.results / training.RESULTS if options.results.is_dir() else options.results
+    frame = read_results(path)
+    if options.format == "csv":
+        out = options.out or path.with_suffix(".csv")
+        exports.write_csv(out, frame)
+    else:
+        out = options.out or path.with_name("marl_eval.json")
+        exports.write_marl_eval(out, frame, options.split)
+        if uneven := exports.uneven(frame, options.split):
+            Console(stderr=True).print(f"marl-eval refuses what is uneven: {uneven}", highlight=False, soft_wrap=True)
+    Console().print(f"{len(frame):,} rows of {path} exported to {out}", highlight=False, soft_wrap=True)
 
 
 def evaluate(options: "cli.Evaluate") -> None:
@@ -136,8 +106,7 @@ def diagnose(options: "cli.Diagnose") -> None:
         plots.save(figure, out / name)
     console.print(f"diagnostics.parquet, {', '.join(pictures)} in {out}", highlight=False)
     if options.json:
-        plain = last.replace([np.inf, -np.inf], np.nan).astype(object)
-        write_json(options.json, plain.where(plain.notna(), None).to_dict("records"))
+        write_json(options.json, last.replace([np.inf, -np.inf], np.nan).to_dict("records"))
 
 
 def nash_gap(options: "cli.NashGap") -> None:
@@ -267,17 +236,6 @@ def bench(options: "cli.Bench") -> None:
         plots.save(plots.cost_curves(benchmarks.cost_curve(settings)), options.plot)
 
 
-def commonest_class(suite: TaskSuite) -> dict[str, float]:
-    """What "always the commonest class of the training data" scores on test, averaged over tasks."""
-    accuracy, balanced = [], []
-    counts = {(row.task, row.split): np.array(row.per_class) for row in count_rows(suite)}
-    for task in suite.task_names:
-        test = counts[task, "test"]
-        accuracy.append(test[counts[task, "train"].argmax()] / test.sum())
-        balanced.append(1 / (test > 0).sum())
-    return {"accuracy": float(np.mean(accuracy)), "balanced_accuracy": float(np.mean(balanced))}
-
-
 def _restored(checkpoint: Path, options: "cli.Common") -> tuple[training.Run, RunConfig]:
     """The run that a checkpoint is of, as it was then."""
     _set_threads(options.threads)
@@ -307,57 +265,11 @@ def _check_picture(path: Path) -> None:
     check_output_file(path)
 
 
-def _check_list(name: str, values: tuple[Any, ...]) -> None:
-    if not values:
-        raise UserError(f"{name} is empty; give at least one")
-    if len(set(values)) < len(values):
-        raise UserError(f"{name} is {','.join(map(str, values))}; each may be given once")
-
-
 def _numbers(values: tuple[int, ...]) -> str:
     """One after the other, and those that repeat as ``10 x 20``."""
     if len(values) > 2 and len(set(values)) == 1:
         return f"{len(values)} x {values[0]:,}"
     return ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
-
-
-def _percent(value: float, half: float = float("nan")) -> str:
-    return f"{100 * value:.1f}" if isnan(half) else f"{100 * value:.1f} ± {100 * half:.1f}"
-
-
-def _count(count: float) -> str:
-    """Three digits, and what they stand for; nothing for what nobody counted."""
-    if isnan(count):
-        return ""
-    return f"{count / 1e6:.3g}M" if count >= 999_500 else f"{count / 1e3:.3g}k"
-
-
-def _comparison_table(summary: pd.DataFrame, suite: TaskSuite, floors: dict[str, float]) -> Table:
-    n_seeds = int(summary["seeds"].max())
-    seeds = f"{n_seeds} seed" + "s" * (n_seeds > 1)
-    caption = (
-        "accuracy and balanced accuracy in %, mean ± 95 % interval\n"
-        "params: of the whole network; MACs: multiply-adds for one instance"
-    )
-    table = Table(
-        title=f"{suite.name}, test, {seeds}", caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    table.add_column("method", no_wrap=True)
-    for column in ("accuracy", "balanced", "loss", "train s", "params", "MACs"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in summary.to_dict("records"):
-        table.add_row(
-            row["method"],
-            _percent(row["accuracy"], row["accuracy_ci"]),
-            _percent(row["balanced_accuracy"], row["balanced_accuracy_ci"]),
-            f"{row['loss']:.3f}",
-            f"{row['wall_s']:.1f}",
-            _count(row["parameters"]),
-            _count(row["multiply_adds"]),
-        )
-    table.add_section()
-    table.add_row("(commonest class)", _percent(floors["accuracy"]), _percent(floors["balanced_accuracy"]))
-    return table
 
 
 def _per_task(evaluation: Evaluation) -> list[tuple[float, ...]]:
@@ -369,55 +281,11 @@ def _task_table(title: str, suite: TaskSuite, evaluation: Evaluation) -> Table:
     for column in ("accuracy", "balanced accuracy", "loss"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, (accuracy, balanced, loss) in zip(suite.task_names, _per_task(evaluation), strict=True):
-        table.add_row(name, _percent(accuracy), _percent(balanced), f"{loss:.3f}")
+        table.add_row(name, percent(accuracy), percent(balanced), f"{loss:.3f}")
     table.add_section()
     accuracy, balanced, loss = (float(values.mean()) for values in evaluation.metrics)
-    table.add_row("mean", _percent(accuracy), _percent(balanced), f"{loss:.3f}")
+    table.add_row("mean", percent(accuracy), percent(balanced), f"{loss:.3f}")
     return table
-
-
-def _last_usages(configs: list[RunConfig], out: Path) -> dict[str, Any]:
-    """The final routes of each router's first seed (static sharing needs no picture)."""
-    usages: dict[str, Any] = {}
-    for config in configs:
-        path = out / comparison.RUNS / config.name / ROUTES
-        if find_method(config.method).sharing is None and config.method not in usages and path.exists():
-            with np.load(path, allow_pickle=False) as arrays:
-                usage = arrays["usage"][-1]
-                if usage.shape[-1] > 1:  # else there is nothing to choose
-                    usages[config.method] = usage
-    return usages
-
-
-@contextmanager
-def _progress(console: Console, n_runs: int | None = None) -> Iterator[training.OnProgress]:
-    """A bar for one run, or for all runs of a comparison with a bar for each one under way."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[metrics]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        whole = None if n_runs is None else bars.add_task("all runs", total=n_runs, metrics="")
-        runs: dict[str, TaskID] = {}
-        done: dict[str, float] = {}
-
-        def report(progress: training.Progress) -> None:
-            if progress.run not in runs:
-                runs[progress.run] = bars.add_task(progress.run, total=progress.n_steps, metrics="")
-            metrics = (
-                f"accuracy {100 * progress.accuracy:.1f} %  loss {progress.loss:.3f}  "
-                f"{progress.instances_per_s:,.0f} instances/s"
-            )
-            bars.update(runs[progress.run], completed=progress.step, metrics=metrics)
-            if whole is not None:
-                done[progress.run] = progress.step / progress.n_steps
-                bars.update(whole, completed=sum(done.values()))
-                bars.update(runs[progress.run], visible=progress.step < progress.n_steps)
-
-        yield report
 
 
 @contextmanager

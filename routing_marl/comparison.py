@@ -1,57 +1,22 @@
-"""Comparisons: the runs of methods x seeds, side by side on the cores of one machine."""
+"""Comparisons: many runs side by side, that together can be stopped at any moment and gone on with."""
 
-import multiprocessing
-import os
-import queue
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from functools import lru_cache
-from multiprocessing import parent_process
-from multiprocessing.connection import wait as wait_for_any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-import numpy as np
 import pandas as pd
-import torch
-from scipy import stats
+from filelock import FileLock, Timeout
 
-from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
-from routing_marl.files import output_folder
-from routing_marl.recipes import make_suite
-from routing_marl.results import MEAN_TASK, read_results, write_results
-from routing_marl.suites import TaskSuite
-from routing_marl.training import CHECKPOINT, RESULTS, Progress, read_checkpoint, train
+from routing_marl.files import output_folder, remove_leftovers
+from routing_marl.methods import settings_of
+from routing_marl.pool import local_runner
+from routing_marl.results import read_results, write_results
+from routing_marl.training import CHECKPOINT, RESULTS, OnProgress, Progress
+from routing_marl.units import Failure, Runner, Unit
 
 RUNS = "runs"
-
-_progress: Callable[[Progress], None] | None = None
-
-
-@runtime_checkable
-class _Reports(Protocol):
-    """A queue between processes (which is no ``queue.Queue``)."""
-
-    def put(self, report: Progress) -> None: ...
-
-    def get_nowait(self) -> Progress: ...
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that did not end well.
-
-    Attributes:
-        config: what was run.
-        reason: one line.
-    """
-
-    config: RunConfig
-    reason: str
 
 
 def compare(
@@ -59,155 +24,61 @@ def compare(
     out: Path,
     *,
     resume: bool = True,
-    workers: int = 1,
-    threads: int = 1,
-    on_progress: Callable[[Progress], None] | None = None,
+    runner: Runner | None = None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> tuple[pd.DataFrame, list[Failure]]:
     """Runs all configurations, and gathers their results in ``out / "results.parquet"``.
 
     Args:
-        configs: the runs.
-        out: folder; each run has its own below ``out / "runs"``.
+        configs: the runs. Those that differ only in settings that their method doesn't have are one.
+        out: folder; each run has its own below ``out / "runs"``. Only one comparison may be at work in it.
         resume: keep finished runs and go on with unfinished ones, instead of starting anew.
-        workers: runs at a time, each in a process of its own.
-        threads: torch threads of each.
+        runner: what brings the runs to their end; by default one process after the other, here.
         on_progress: called, here, whenever a run reports.
 
     Returns:
         The rows of all runs, in the order of ``configs``; and the runs that failed.
+
+    Raises:
+        UserError: the folder can't be written to, or another comparison is at work in it.
     """
     output_folder(out / RUNS)
-    folders = {config: out / RUNS / config.name for config in configs}
-    if not resume:
-        for folder in folders.values():
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-    todo = [config for config, folder in folders.items() if not _finished(config, folder)]
-    for config in configs:
-        if on_progress and config not in todo:
-            on_progress(Progress(config.name, step=1, n_steps=1, epoch=config.epochs))
-    failures = _run_all(todo, folders, workers, threads, on_progress)
-    failed = {failure.config for failure in failures}
-    done = [read_results(folder / RESULTS) for config, folder in folders.items() if config not in failed]
-    frame = pd.concat(done, ignore_index=True) if done else pd.DataFrame()
-    if done:
-        write_results(out / RESULTS, frame)
-    return frame, failures
+    with _alone_in(out):
+        remove_leftovers(out / RUNS)
+        units = [Unit(config, out / RUNS / config.name) for config in dict.fromkeys(map(settings_of, configs))]
+        if not resume:
+            for unit in units:
+                (unit.folder / CHECKPOINT).unlink(missing_ok=True)
+        todo = [unit for unit in units if not unit.finished]
+        for unit in units:
+            if unit not in todo:
+                on_progress(Progress(unit.config.name, step=1, n_steps=1, epoch=unit.config.epochs))
+        failures = (runner or local_runner(workers=1, threads=1))(todo, on_progress)
+        frames = []
+        failed = {failure.config for failure in failures}
+        for unit in units:
+            if unit.config not in failed:
+                try:
+                    frames.append(read_results(unit.folder / RESULTS))
+                except UserError as error:
+                    failures.append(Failure(unit.config, str(error)))
+        frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        if frames:
+            write_results(out / RESULTS, frame)
+        return frame, failures
 
 
-def _finished(config: RunConfig, folder: Path) -> bool:
-    if not (folder / CHECKPOINT).exists():
-        return False
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keeps other comparisons out of a folder; the lock goes with the process, however that ends."""
+    lock = FileLock(out / ".lock", timeout=0)
     try:
-        return bool(read_checkpoint(folder / CHECKPOINT)["epoch"] >= config.epochs)
-    except UserError:
-        return False  # the run itself will say what is wrong, and the others go on
-
-
-def _run_all(
-    configs: Sequence[RunConfig],
-    folders: dict[RunConfig, Path],
-    workers: int,
-    threads: int,
-    on_progress: Callable[[Progress], None] | None,
-) -> list[Failure]:
-    if not configs:
-        return []
-    context = multiprocessing.get_context("spawn")
-    failures: list[Failure] = []
-    reports = context.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(configs)), context, _start_worker, (threads, reports))
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another comparison is at work in {out}; wait for its end, or choose another --out") from error
+    except OSError as error:
+        raise UserError(f"the output folder {out} can't be locked: {error.strerror}; choose another") from error
     try:
-        runs: dict[Future[None], RunConfig] = {pool.submit(_run, config, folders[config]): config for config in configs}
-        waiting = set(runs)
-        while waiting:
-            finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-            _pass_on(reports, on_progress)
-            failures += [
-                Failure(runs[future], f"{type(error).__name__}: {error}")
-                for future in finished
-                if (error := future.exception())
-            ]
-        _pass_on(reports, on_progress)
-    except BaseException:
-        # Not only the runs that wait: those that run are stopped too, at their last checkpoint.
-        for process in list(pool._processes.values()):
-            process.terminate()
-        raise
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
-    return failures
-
-
-def _pass_on(reports: _Reports, on_progress: Callable[[Progress], None] | None) -> None:
-    while True:
-        try:
-            report = reports.get_nowait()
-        except queue.Empty:
-            return
-        if on_progress:
-            on_progress(report)
-
-
-def _start_worker(threads: int, reports: _Reports) -> None:
-    global _progress
-    torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _progress = reports.put
-
-
-def _end_with_parent() -> None:
-    """A comparison that is killed can't stop its workers: they see to it themselves."""
-    if (parent := parent_process()) is not None:
-        wait_for_any([parent.sentinel])
-        os._exit(1)
-
-
-def _run(config: RunConfig, folder: Path) -> None:
-    suite = _suite(config.suite, config.data_dir, config.validation, config.full_test)
-    keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
-    train(config, folder, resume=True, suite=suite, on_progress=_progress)
-
-
-@lru_cache(maxsize=1)
-def _suite(name: str, data_dir: str | None, validation: float | None, full_test: bool) -> TaskSuite:
-    """A worker's runs are mostly of the same suite."""
-    return make_suite(name, data_dir, validation=validation, full_test=full_test)
-
-
-def final_scores(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """The last epoch's mean over tasks: one row per method and seed."""
-    rows = frame[(frame["split"] == split) & (frame["task"] == MEAN_TASK)]
-    last = rows.groupby(["suite", "method", "seed"])["epoch"].transform("max")
-    return rows[rows["epoch"] == last]
-
-
-def summarise(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """A row per method, the best first: means over seeds, with half widths of 95 % intervals.
-
-    The intervals are Student's, over seeds (nan for a single seed).
-    """
-    scores = final_scores(frame, split)
-    metrics = [
-        "accuracy",
-        "balanced_accuracy",
-        "loss",
-        "wall_s",
-        "instances_per_s",
-        "parameters",
-        "multiply_adds",
-        "dropped",
-    ]
-    grouped = scores.groupby("method")
-    summary = grouped[metrics].mean()
-    for metric in metrics[:3]:
-        summary[f"{metric}_ci"] = grouped[metric].apply(half_interval)
-    summary.insert(0, "seeds", grouped.size())
-    return summary.sort_values(["accuracy", "balanced_accuracy"], ascending=False).reset_index()
-
-
-def half_interval(values: "pd.Series[float]", level: float = 0.95) -> float:
-    """Half the width of Student's confidence interval for the mean; nan for fewer than two values."""
-    n = len(values)
-    if n < 2:
-        return float("nan")
-    return float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+        lock.release()

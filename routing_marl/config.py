@@ -216,6 +216,15 @@ class RunConfig:
         return cls(**{**plain, **built}, data_dir=data_dir, device=device)
 
     @property
+    def settings(self) -> str:
+        """What is no default, as ``name=value name=value``; method, suite, seed and epochs are told elsewhere."""
+        plain, defaults = self.identity(), RunConfig().identity()
+        given = {name: plain[name] for name in ("validation", "full_test") if plain[name] != defaults[name]}
+        for part in ("engine", "network", "agent"):
+            given |= {name: value for name, value in plain[part].items() if value != defaults[part][name]}
+        return " ".join(f"{name}={value:g}" if _finite(value) else f"{name}={value}" for name, value in given.items())
+
+    @property
     def name(self) -> str:
         """A short name for files, unlike that of any run of other settings."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]

@@ -19,12 +19,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise UserError(f"{path} can't be written: {reason}; what was there before is untouched") from error
     finally:
         with suppress(OSError):  # the folder itself may be gone, or no folder
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes renames last through a loss of power, in their order. Some systems can't open folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process left half-written, there and below. Nobody may be writing."""
+    for path in folder.rglob(".*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from routing_marl.comparison import summarise
 from routing_marl.engine import RoutingEngine, SplitName
 from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
 from routing_marl.files import output_folder
 from routing_marl.protocol import Agent
 from routing_marl.results import Row, metric_rows, read_results, table, write_results
+from routing_marl.summary import summarise
 from routing_marl.training import RESULTS
 
 
@@ -34,7 +34,7 @@ def record(
         wall_s: training time so far.
 
     Returns:
-        The table: a row per method in the file, the best first (:func:`routing_marl.comparison.summarise`).
+        The table: a row per method in the file, the best first (:func:`routing_marl.summary.summarise`).
 
     Raises:
         UserError: the engine has not trained for a whole epoch yet, or the file is not a result file.
@@ -47,8 +47,10 @@ def record(
         )
     instances = engine.updates * engine.spec.n_tasks * engine.config.instances * engine.config.episodes
     run: Row = {
+        "run": f"{engine.suite.name}-{method}-{seed}",
         "suite": engine.suite.name,
         "method": method,
+        "settings": "",
         "seed": seed,
         "epoch": epoch,
         "wall_s": wall_s,

@@ -11,8 +11,10 @@ from routing_marl.evaluation import TaskMetrics
 from routing_marl.files import write_whole
 
 SCHEMA: dict[str, str] = {
+    "run": "string",
     "suite": "string",
     "method": "string",
+    "settings": "string",
     "seed": "int64",
     "epoch": "int64",
     "split": "string",
@@ -26,13 +28,20 @@ SCHEMA: dict[str, str] = {
     "multiply_adds": "float64",
     "dropped": "float64",
 }
-"""Columns of results.parquet. One row per task, and one with task -1 for their mean. ``wall_s`` is the training time
-from the start of the run to the end of the epoch, evaluation not counted; ``instances_per_s`` is the epoch's.
-``parameters`` are the network's, ``multiply_adds`` those of one instance (see :class:`routing_marl.cost.Cost`), and
-``dropped`` is the share of instances that found a block full; nan where blocks have no capacity, or nobody counted."""
+"""Columns of results.parquet (docs/results.md). One row per task, and one with task -1 for their mean. ``run`` names
+the run and its folder; ``settings`` is what it was given that is no default. ``wall_s`` is the training time from the
+start of the run to the end of the epoch, evaluation not counted; ``instances_per_s`` is the epoch's. ``parameters`` are
+the network's, ``multiply_adds`` those of one instance (see :class:`routing_marl.cost.Cost`), and ``dropped`` is the
+share of instances that found a block full; nan where blocks have no capacity, or nobody counted."""
 
-LATER_COLUMNS = ("parameters", "multiply_adds", "dropped")
-"""What older files lack."""
+LATER_COLUMNS: dict[str, str | float] = {
+    "run": "",
+    "settings": "",
+    "parameters": float("nan"),
+    "multiply_adds": float("nan"),
+    "dropped": float("nan"),
+}
+"""What older files lack, and what stands there instead."""
 
 MEAN_TASK = -1
 
@@ -70,4 +79,6 @@ def read_results(path: Path) -> pd.DataFrame:
     missing = [name for name in SCHEMA if name not in frame and name not in LATER_COLUMNS]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(SCHEMA)}")
-    return frame.assign(**{name: float("nan") for name in LATER_COLUMNS if name not in frame})
+    added: dict[str, Any] = {name: value for name, value in LATER_COLUMNS.items() if name not in frame}
+    frame = frame.assign(**added).astype({name: SCHEMA[name] for name in added})
+    return frame[[*SCHEMA, *(name for name in frame if name not in SCHEMA)]]

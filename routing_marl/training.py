@@ -161,8 +161,10 @@ class Run:
 
     def _row(self, split: str, speed: float, dropped: float) -> Row:
         return {
+            "run": self.config.name,
             "suite": self.suite.name,
             "method": self.config.method,
+            "settings": self.config.settings,
             "seed": self.config.seed,
             "epoch": self.epoch,
             "split": split,
@@ -222,7 +224,8 @@ class Run:
             self.engine.load_state_dict(state["engine"])
             self.agent.load_state_dict(state["agent"])
             self.epoch, self.wall_s = state["epoch"], state["wall_s"]
-            self.rows, self.usage, self.policies = state["rows"], state["usage"], state["policies"]
+            self.usage, self.policies = state["usage"], state["policies"]
+            self.rows = [{**row, "run": self.config.name} for row in state["rows"]]  # more epochs: another name
             self.returns = state["returns"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(

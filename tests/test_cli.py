@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,14 @@ import torch
 from test_image_folders import write_tasks
 from test_training import one_thread, tiny_arrays, write_tiny_npz  # noqa: F401 (a fixture)
 
-from routing_marl import comparison, training
+from routing_marl import compare_command, training
 from routing_marl.cli import COMMANDS, main
 from routing_marl.data import DATA_SETS
 from routing_marl.diagnostics import diagnose
 from routing_marl.errors import UserError
 from routing_marl.methods import METHODS
 from routing_marl.results import read_results
+from routing_marl.units import Failure, run_unit
 
 SMALL = ["--epochs", "1", "--instances", "4", "--hidden", "8", "--depth", "2", "--device", "cpu"]
 
@@ -59,16 +61,10 @@ def run(capsys):
 def inline(monkeypatch):
     """Runs of a comparison here, one after the other; tests of the real pool are in test_comparison."""
 
-    def run_all(configs, folders, workers, threads, on_progress):
-        return [failure for config in configs if (failure := one(config, folders[config], on_progress))]
+    def here(units, on_progress):
+        return [Failure(unit.config, reason) for unit in units if (reason := run_unit(unit, on_progress))]
 
-    def one(config, folder, on_progress):
-        try:
-            training.train(config, folder, resume=True, on_progress=on_progress)
-        except UserError as error:
-            return comparison.Failure(config, str(error))
-
-    monkeypatch.setattr(comparison, "_run_all", run_all)
+    monkeypatch.setattr(compare_command, "local_runner", lambda workers, threads: here)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +124,12 @@ def test_compare(npz, run, inline, in_an_empty_folder):
     code, out, err = run(*command, "--methods", "wpl,shared_bottom", "--seeds", "0,1")
     assert (code, err) == (0, "") and ", 2 seeds" in out and "(commonest class)" in out
     folder = in_an_empty_folder / "out"
-    assert {path.name for path in folder.iterdir()} == {"results.parquet", "learning_curves.png", "routes.png", "runs"}
+    assert {path.name for path in folder.glob("[!.]*")} == {
+        "results.parquet",
+        "learning_curves.png",
+        "routes.png",
+        "runs",
+    }
     assert len(list((folder / "runs").iterdir())) == 4
     summary = strict_json(in_an_empty_folder / "summary.json")
     assert {row["method"]: row["seeds"] for row in summary} == {"wpl": 2, "shared_bottom": 2}
@@ -147,9 +148,42 @@ def test_compare_of_one_seed_writes_json_without_intervals(npz, run, inline, in_
 @pytest.mark.parametrize("words", [["0,1"], ["0", "1"], ["0,", "1"], ["0", ",1"]])
 def test_lists_are_separated_by_commas_or_spaces(words, monkeypatch):
     seen = []
-    monkeypatch.setattr("routing_marl.commands.compare", seen.append)
+    monkeypatch.setattr("routing_marl.compare_command.compare", seen.append)
     main(["compare", "--seeds", *words, "--methods", "wpl", "random"])
     assert seen[0].seeds == (0, 1) and seen[0].methods == ("wpl", "random")
+
+
+def test_compare_varies_settings_and_suites_from_a_file_and_from_options(npz, run, inline, tmp_path, monkeypatch):
+    other = write_tiny_npz(tmp_path / "other.npz")
+    (tmp_path / "grid.toml").write_text(
+        f'suites = ["{npz}", "{other}"]\nmethods = ["wpl", "random"]\nseeds = 3\nrho = [0.1, 0.2]\nfloor = [0, 0.1]\n'
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["compare", *SMALL, "--grid", tmp_path / "grid.toml", "--out", "out", "--vary", "hidden=4,8"]
+    code, out, err = run(*command)
+    assert (code, err) == (0, "") and "tiny, test, 1 seed" in out and "other, test, 1 seed" in out
+    frame = read_results(Path("out/results.parquet"))
+    # Each of two suites: WPL has a floor and a rho, random has no floor; each with two widths.
+    units = frame[["suite", "method", "settings", "seed"]].drop_duplicates()
+    assert units.groupby(["suite", "method"]).size().tolist() == [4, 8, 4, 8] and set(units["seed"]) == {3}
+    assert frame["run"].nunique() == 24 == len(os.listdir("out/runs"))
+    assert "one seed: nothing can be said about chance" in out
+    assert max(map(len, out.splitlines())) <= 80
+    pictures = {f"{kind}_{suite}.png" for kind in ("learning_curves", "routes") for suite in ("tiny", "other")}
+    assert pictures == {name for name in os.listdir("out") if name.endswith(".png")}
+
+
+def test_the_table_of_many_seeds_fits_80_columns(npz, run, inline, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["compare", "--suite", npz, *SMALL, "--out", "out", "--seeds", "0,1,2,3,4", "--json", "s.json"]
+    code, out, err = run(*command, "--methods", "random,task_specific_all_fc", "--vary", "rho=0,0.3", "hidden=4,8")
+    assert (code, err) == (0, "") and "task_specific_all_fc" in out and "random" in out
+    assert max(map(len, out.splitlines())) <= 80
+    summary = pd.DataFrame(json.loads(Path("s.json").read_text()))
+    assert len(summary) == 8 and (summary["iqm_low"] <= summary["iqm_high"]).all()
+    row = summary.iloc[0]
+    assert f"{100 * row['iqm_low']:.1f} to {100 * row['iqm_high']:.1f}" in out
+    assert "hints, not findings" not in out
 
 
 def test_compare_reports_failures_and_still_shows_the_rest(npz, run, inline, in_an_empty_folder):
@@ -159,7 +193,9 @@ def test_compare_reports_failures_and_still_shows_the_rest(npz, run, inline, in_
     broken.write_bytes(broken.read_bytes()[:500])
     code, out, err = run(*command)
     assert code == 2 and err == "routing-marl: 1 of 2 runs failed; see above\n"
-    assert f"failed {broken.parent.name}: {broken.relative_to(in_an_empty_folder)}" in out and ", 1 seed" in out
+    assert (
+        f"failed {broken.parent.name}: UserError: {broken.relative_to(in_an_empty_folder)}" in out and ", 1 seed" in out
+    )
 
 
 def test_a_loss_that_is_no_number_is_one_line(npz, run, inline):
@@ -399,6 +435,17 @@ BAD_COMPARE = [
     (["--seeds", ","], "seeds is empty"),
     (["--seeds", "0,-1"], "seed is -1"),
     (["--workers", "0"], "workers is 0"),
+    (["--vary", "rho"], "vary is 'rho'; it is written NAME=VALUE,VALUE"),
+    (["--vary", "rho=0,2"], "rho is 2.0; it must lie in"),
+    (["--vary", "alpha=0.1,0.2"], "alpha means nothing to wpl"),
+    (["--vary", "policy-rate=0.1,-1"], "policy_rate is -1"),
+    (["--vary", "suite=digits,nothere"], "no suite 'nothere'"),
+    (["--vary", "suite=digits,here/digits.npz"], "here/digits.npz: no such file"),
+    (["--grid", "nothere.toml"], "the grid nothere.toml can't be read"),
+    (["--grid", "file"], "the grid file is a str"),
+    (["--ray", "local"], "workers is 1, but Ray decides"),
+    (["--gpus-per-run", "0.5"], "gpus-per-run is 0.5; it needs --ray"),
+    (["--gpus-per-run", "-1"], "gpus-per-run is -1"),
 ]
 
 PLAY = {"train": ["--out", "out"], "compare": ["--out", "out", "--methods", "wpl", "--seeds", "0", "--workers", "1"]}
@@ -543,11 +590,11 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(npz, run, monkeypatch, in_an_empty_
     command = ["train", "--suite", npz, *SMALL, "--out", "out", "--epochs", "2"]
     play, calls = training.play_episode, []
 
-    def interrupted(engine, agent):
+    def interrupted(engine, agent, *returns):
         calls.append(1)
         if len(calls) == 8:  # in the second epoch of six updates
             raise KeyboardInterrupt
-        return play(engine, agent)
+        return play(engine, agent, *returns)
 
     monkeypatch.setattr(training, "play_episode", interrupted)
     code, _, err = run(*command)

@@ -1,14 +1,11 @@
 import math
 import os
-import queue
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,36 +21,23 @@ from test_training import (
 
 from routing_marl import comparison, plots
 from routing_marl.cli import main
-from routing_marl.comparison import RUNS, compare, final_scores, half_interval, summarise
+from routing_marl.comparison import RUNS
+from routing_marl.config import AgentConfig, RunConfig
+from routing_marl.errors import UserError
+from routing_marl.pool import local_runner
 from routing_marl.results import SCHEMA, read_results
+from routing_marl.summary import final_scores, labelled, summarise
 from routing_marl.training import CHECKPOINT, RESULTS, read_checkpoint
+from routing_marl.units import Failure, run_unit
 
 
-class InlinePool:
-    """Runs what a pool of processes would run, here and at once: no second of importing torch for each worker."""
-
-    def __init__(self, workers, context, initializer, arguments):
-        self._processes = {}
-        initializer(1, *arguments[1:])
-
-    def submit(self, run, *arguments):
-        future = Future()
-        try:
-            future.set_result(run(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, **_):
-        pass
+def here(units, on_progress):
+    """Runs units here, one after the other: no seconds of importing torch for each worker."""
+    return [Failure(unit.config, reason) for unit in units if (reason := run_unit(unit, on_progress))]
 
 
-@pytest.fixture
-def inline(monkeypatch):
-    context = SimpleNamespace(Queue=queue.Queue)
-    monkeypatch.setattr(comparison, "ProcessPoolExecutor", InlinePool)
-    monkeypatch.setattr(comparison, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
-    monkeypatch.setattr(comparison, "_progress", None)
+def compare(configs, out, *, runner=here, **options):
+    return comparison.compare(configs, out, runner=runner, **options)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +61,7 @@ def times(out):
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_all_runs_are_there_in_order_and_equal_single_runs(configs, tmp_path, inline):
+def test_all_runs_are_there_in_order_and_equal_single_runs(configs, tmp_path):
     frame, failures = compare(configs, tmp_path)
     assert failures == [] and list(frame.columns) == list(SCHEMA)
     keys = frame[["seed", "method", "epoch", "split", "task"]].apply(tuple, axis=1).tolist()
@@ -98,7 +82,7 @@ def test_all_runs_are_there_in_order_and_equal_single_runs(configs, tmp_path, in
     assert timeless(state)["rows"] == timeless(single.state_dict())["rows"]
 
 
-def test_finished_runs_are_kept_and_lost_ones_made_again(configs, tmp_path, inline):
+def test_finished_runs_are_kept_and_lost_ones_made_again(configs, tmp_path):
     first, _ = compare(configs, tmp_path)
     before = times(tmp_path)
     reports = []
@@ -115,7 +99,7 @@ def test_finished_runs_are_kept_and_lost_ones_made_again(configs, tmp_path, inli
     pd.testing.assert_frame_equal(without_clock(third), without_clock(first), check_exact=True)
 
 
-def test_without_resume_all_runs_are_made_again(configs, tmp_path, inline):
+def test_without_resume_all_runs_are_made_again(configs, tmp_path):
     first, _ = compare(configs[:2], tmp_path)
     before = times(tmp_path)
     again, _ = compare(configs[:2], tmp_path, resume=False)
@@ -124,7 +108,7 @@ def test_without_resume_all_runs_are_made_again(configs, tmp_path, inline):
     pd.testing.assert_frame_equal(without_clock(again), without_clock(first), check_exact=True)
 
 
-def test_an_unfinished_run_goes_on_from_its_checkpoint(configs, tmp_path, inline):
+def test_an_unfinished_run_goes_on_from_its_checkpoint(configs, tmp_path):
     expected, _ = compare(configs[:1], tmp_path / "whole")
 
     class Stop(Exception):
@@ -141,7 +125,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(configs, tmp_path, inline
     pd.testing.assert_frame_equal(without_clock(frame), without_clock(expected), check_exact=True)
 
 
-def test_a_run_that_diverges_is_reported_and_the_others_go_on(configs, tmp_path, inline):
+def test_a_run_that_diverges_is_reported_and_the_others_go_on(configs, tmp_path):
     bold = replace(configs[0], engine=replace(configs[0].engine, lr=1e30))
     frame, failures = compare([bold, *configs[1:]], tmp_path)
     assert [failure.config for failure in failures] == [bold]
@@ -150,7 +134,7 @@ def test_a_run_that_diverges_is_reported_and_the_others_go_on(configs, tmp_path,
     assert runs == [(config.method, config.seed) for config in configs[1:]]
 
 
-def test_a_broken_checkpoint_is_reported_and_the_others_go_on(configs, tmp_path, inline):
+def test_a_broken_checkpoint_is_reported_and_the_others_go_on(configs, tmp_path):
     broken = tmp_path / RUNS / configs[2].name / CHECKPOINT
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"half of it")
@@ -161,7 +145,7 @@ def test_a_broken_checkpoint_is_reported_and_the_others_go_on(configs, tmp_path,
     assert broken.read_bytes() == b"half of it"
 
 
-def test_nothing_is_written_where_no_run_ends_well(configs, tmp_path, inline):
+def test_nothing_is_written_where_no_run_ends_well(configs, tmp_path):
     bold = replace(configs[0], engine=replace(configs[0].engine, lr=1e30))
     frame, failures = compare([bold], tmp_path)
     assert frame.empty and len(failures) == 1 and not (tmp_path / RESULTS).exists()
@@ -205,6 +189,40 @@ def wait_until(condition, seconds=240.0):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_a_comparison_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path):
+    """``kill -9`` of everything, twice, at random; then the same command once more."""
+    command = [
+        sys.executable,
+        "-m",
+        "routing_marl",
+        "compare",
+        "--methods",
+        "wpl,cross_stitch",
+        "--seeds",
+        "0,1",
+    ]
+    command += ["--epochs", "3", "--instances", "32", "--workers", "2", "--threads", "1", "--out"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    rng = np.random.default_rng()
+    for n_begun in (1, 3):
+        process = subprocess.Popen([*command, str(killed)], start_new_session=True, stdout=subprocess.DEVNULL)
+        try:
+            wait_until(lambda n=n_begun: len(list(killed.glob("runs/*/checkpoint.pt"))) >= n)
+            time.sleep(rng.uniform(0, 0.5))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        wait_until(lambda pid=process.pid: not alive(pid))
+    for folder in (killed, whole):
+        subprocess.run([*command, str(folder)], check=True, stdout=subprocess.DEVNULL)
+    frame, expected = read_results(killed / RESULTS), read_results(whole / RESULTS)
+    assert frame["run"].nunique() == 4
+    pd.testing.assert_frame_equal(without_clock(frame), without_clock(expected), check_exact=True)
+    assert [path for path in killed.rglob(".*") if path.name != ".lock"] == []
+
+
 @pytest.mark.slow  # three processes import torch
 def test_two_processes_give_what_one_does_also_after_an_interruption(configs, tmp_path):
     """The real pool: stopped as by Ctrl-C at the first report, then finished by two workers."""
@@ -213,14 +231,87 @@ def test_two_processes_give_what_one_does_also_after_an_interruption(configs, tm
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(configs[:2], tmp_path, workers=1, on_progress=interrupt)
+        compare(configs[:2], tmp_path, runner=local_runner(1, 1), on_progress=interrupt)
     assert not (tmp_path / RESULTS).exists()
-    frame, failures = compare(configs[:2], tmp_path, workers=2)
+    frame, failures = compare(configs[:2], tmp_path, runner=local_runner(2, 1))
     assert failures == []
     for config in configs[:2]:
         rows = frame[frame["method"] == config.method].reset_index(drop=True)
         expected = pd.DataFrame(timeless(train(config).state_dict())["rows"], columns=without_clock(rows).columns)
         pd.testing.assert_frame_equal(without_clock(rows), expected.astype(without_clock(rows).dtypes))
+
+
+def test_two_comparisons_in_one_folder_don_t_meet(configs, tmp_path):
+    def meet(progress):
+        with pytest.raises(UserError, match="another comparison is at work"):
+            compare(configs[1:2], tmp_path)
+
+    frame, failures = compare(configs[:1], tmp_path, on_progress=meet)
+    assert failures == [] and set(frame["method"]) == {"wpl"}
+    assert compare(configs[1:2], tmp_path)[1] == []  # the lock is gone
+
+
+def test_what_a_killed_process_left_half_written_is_removed(configs, tmp_path):
+    left = tmp_path / RUNS / configs[0].name / ".checkpoint.pt.123.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    compare(configs[:1], tmp_path)
+    assert not left.exists() and {path.name for path in left.parent.iterdir()} >= {CHECKPOINT, RESULTS}
+
+
+def test_settings_that_a_method_does_not_have_make_no_runs_of_their_own(npz, tmp_path):
+    wanted = [
+        tiny_config(npz, method=method, epochs=1, agent=AgentConfig(floor=floor))
+        for method in ("wpl", "random")
+        for floor in (0.0, 0.1)
+    ]
+    frame, _ = compare(wanted, tmp_path)
+    runs = frame[["method", "settings"]].drop_duplicates().apply(tuple, axis=1).tolist()
+    assert [(method, settings[-9:]) for method, settings in runs] == [
+        ("wpl", "8 floor=0"),
+        ("wpl", "floor=0.1"),
+        ("random", " hidden=8"),
+    ]
+    assert len(list((tmp_path / RUNS).iterdir())) == 3
+
+
+MORTAL = '''
+import os, signal
+from routing_marl.agents import RandomAgent
+
+class Mortal(RandomAgent):
+    """Takes its process with it in the tenth update, in the second epoch: once, or in every process."""
+
+    def learn(self, trajectory):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 10 - 6 * os.path.exists("died") and ({always} or not os.path.exists("died")):
+            open("died", "a").write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().learn(trajectory)
+'''
+
+
+@pytest.mark.slow  # processes import torch
+@pytest.mark.parametrize("always", [False, True])
+def test_a_process_that_dies_harms_no_other_unit(always, configs, npz, tmp_path, monkeypatch):
+    (tmp_path / "mortal.py").write_text(MORTAL.format(always=always))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    mortal = tiny_config(npz, method="mortal:Mortal", epochs=3)
+    reports = []
+    frame, failures = compare([mortal, *configs], tmp_path, runner=local_runner(2, 1), on_progress=reports.append)
+    died = (tmp_path / "died").read_text()
+    expected, _ = compare(configs, tmp_path / "alone")
+    others = frame[frame["method"] != mortal.method].reset_index(drop=True)
+    pd.testing.assert_frame_equal(without_clock(others), without_clock(expected), check_exact=True)
+    if always:
+        assert [failure.config for failure in failures] == [mortal] and died == "xxx"
+        assert failures[0].reason.startswith("its process was killed by SIGKILL") and "3 times" in failures[0].reason
+    else:
+        assert failures == [] and died == "x"
+        assert set(frame[frame["method"] == mortal.method]["epoch"]) == {1, 2, 3}
+        epochs = [report.epoch for report in reports if report.run == mortal.name]
+        assert epochs == sorted(epochs)  # the first epoch was not played again
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
@@ -232,6 +323,8 @@ def scores(entries):
         {
             **dict.fromkeys(SCHEMA, 0.0),
             "suite": "toy",
+            "run": "",
+            "settings": "",
             **dict(zip(("method", "seed", "epoch", "split", "task", "accuracy"), entry, strict=True)),
         }
         for entry in entries
@@ -268,24 +361,43 @@ def test_summary_by_hand():
     # Student's quantiles at 97.5 %: 12.7062 for one degree of freedom, 4.30265 for two. Standard errors by hand.
     by_hand = [12.7062 * math.sqrt(0.02) / math.sqrt(2), 4.30265 * 0.1 / math.sqrt(3)]
     assert summary["accuracy_ci"].tolist() == pytest.approx(by_hand, rel=1e-5)
+    # Curves: b has 0.9 then 0.8 in epochs 2 and 3, and a single 0.6; a has 0.1 then 0.5, and single 0.6 and 0.7.
+    assert summary["auc"].tolist() == pytest.approx([(0.85 + 0.6) / 2, (0.3 + 0.6 + 0.7) / 3])
+    assert summary["iqm"].isna().all()  # not all runs have scores per task
 
 
-@pytest.mark.parametrize(
-    ("values", "level", "expected"),
-    [
-        ([0.0, 2.0], 0.95, 12.7062),
-        ([1.0, 2.0, 3.0, 4.0, 5.0], 0.95, 2.776445 * math.sqrt(2.5 / 5)),
-        ([1.0, 2.0, 3.0, 4.0, 5.0], 0.9, 2.131847 * math.sqrt(2.5 / 5)),
-        ([7.0, 7.0, 7.0], 0.95, 0.0),
-    ],
-)
-def test_half_interval_by_hand(values, level, expected):
-    assert half_interval(pd.Series(values), level) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(("n_seeds", "has_interval"), [(4, False), (5, True)])
+def test_the_interquartile_mean_has_an_interval_from_five_seeds_on(n_seeds, has_interval):
+    values = np.random.default_rng(0).random((n_seeds, 3))
+    entries = [("a", s, 1, "test", t, values[s, t]) for s in range(n_seeds) for t in range(3)]
+    entries += [("a", s, 1, "test", -1, values[s].mean()) for s in range(n_seeds)]
+    (row,) = summarise(scores(entries)).to_dict("records")
+    ordered, cut = np.sort(values.ravel()), int(0.25 * values.size)
+    assert row["iqm"] == pytest.approx(ordered[cut:-cut].mean())
+    assert (row["iqm_low"] < row["iqm"] < row["iqm_high"]) == has_interval
+    assert math.isnan(row["iqm_low"]) != has_interval
 
 
-@pytest.mark.parametrize("values", [[], [1.0]])
-def test_fewer_than_two_values_have_no_interval(values):
-    assert math.isnan(half_interval(pd.Series(values, dtype=float)))
+def test_suites_and_settings_have_lines_of_their_own():
+    parts = [TOY, TOY.assign(settings="rho=0", accuracy=0.25), TOY.assign(suite="other", accuracy=0.375)]
+    summary = summarise(pd.concat(parts))
+    lines = summary[["suite", "method", "settings"]].apply(tuple, axis=1).tolist()
+    assert lines[:2] == [("other", "b", ""), ("other", "a", "")]  # of equal accuracy: by balanced accuracy
+    assert lines[2:] == [("toy", "b", ""), ("toy", "a", ""), ("toy", "b", "rho=0"), ("toy", "a", "rho=0")]
+    assert summary["accuracy"].tolist() == pytest.approx([0.375, 0.375, 0.7, 0.6, 0.25, 0.25])
+
+
+def test_labels_name_what_not_all_have():
+    frame = pd.DataFrame({"method": ["a", "a", "b"], "settings": ["hidden=8 rho=0", "hidden=8 rho=1", "hidden=8"]})
+    assert labelled(frame)["method"].tolist() == ["a rho=0", "a rho=1", "b"]
+    assert labelled(frame[:1])["method"].tolist() == ["a"]
+
+
+def test_settings_name_what_is_no_default(npz):
+    assert RunConfig(method="random", seed=3, epochs=2, suite="mnist_mtl").settings == ""
+    config = tiny_config(npz, validation=0.25, agent=AgentConfig(floor=0.0, advantage="averaged"))
+    wanted = "validation=0.25 instances=4 lr=0.01 lr_decay_epochs=0 depth=2 hidden=8 advantage=averaged floor=0"
+    assert config.settings == wanted
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------

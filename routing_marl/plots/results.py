@@ -10,9 +10,9 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from routing_marl.comparison import half_interval
 from routing_marl.files import write_whole
 from routing_marl.results import MEAN_TASK
+from routing_marl.statistics import half_interval
 
 Usage = Float[np.ndarray, "depth task action"]
 
