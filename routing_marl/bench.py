@@ -404,7 +404,7 @@ def _memory(settings: Settings) -> tuple[float, float]:
     agent = WPL(engine.spec, seed=0)
     for _ in range(50):
         play_episode(engine, agent)
-    state = [v for o in engine.optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    state = [v for s in engine.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     held = [suite.images, *engine.network.parameters(), *state, *engine.network.buffers()]
     return _resident() - before, float(sum(tensor.numel() * tensor.element_size() for tensor in held))
 

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from routing_marl.blocks import StackedBlocks
 from routing_marl.config import EngineConfig
 from routing_marl.errors import UserError
 from routing_marl.minibatches import Minibatches, sequential
@@ -106,7 +105,7 @@ class _Play:
 
 
 class RoutingEngine:
-    """A suite, a routed network, its optimizers, and the rules of the game.
+    """A suite, a routed network, its optimizer, and the rules of the game.
 
     Nothing is drawn before the first ``reset``: without a seed, a clone made before it (by copy, pickle or
     cloudpickle) becomes another game, one made after it goes on as its twin would. Clones share the images when made
@@ -152,7 +151,7 @@ class RoutingEngine:
     # -- the game ----------------------------------------------------------------------------------------------------
 
     def start(self, seed: int | None = None, *, keep_blocks: bool = False) -> None:
-        """Begins the game anew: weights, optimizers, data order and running averages, all from the seed.
+        """Begins the game anew: weights, optimizer, data order and running averages, all from the seed.
 
         Args:
             seed: None for fresh entropy.
@@ -296,7 +295,7 @@ class RoutingEngine:
         return copy.deepcopy(
             {
                 "network": self.network.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "optimizer": self.optimizer.state_dict(),
                 "agreement": self._agreement.state_dict(),
                 "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
                 "orders": {name: order.state_dict() for name, order in self._minibatches.items()},
@@ -310,8 +309,7 @@ class RoutingEngine:
         """Goes on, to the bit, from where ``state_dict`` was taken by a game of the same making."""
         self.start(0)
         self.network.load_state_dict(state["network"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(copy.deepcopy(saved))  # torch would keep and change the saved tensors
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep and change the tensors
         self._agreement.load_state_dict(state["agreement"])
         for name, stream in self._streams.items():
             stream.load_state_dict(state["streams"][name])
@@ -327,27 +325,14 @@ class RoutingEngine:
 
     @_OUTSIDE_INFERENCE_MODE
     def _build(self, seed: int) -> None:
-        """Network, optimizers and running averages from a seed, without a trace in torch's global generator."""
+        """Network, optimizer and running averages from a seed, without a trace in torch's global generator."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.network: Network = self._make_network(self.suite).to(self.device)
-        stacked = [
-            parameter
-            for layer in self.network.modules()
-            if isinstance(layer, StackedBlocks)
-            for parameter in layer.parameters()
-        ]
         own_rates = self.network.own_rates()
-        known = {id(parameter) for parameter in (*stacked, *own_rates)}
-        dense = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
-        self.optimizers: list[torch.optim.Optimizer] = []
         groups: list[dict[str, Any]] = [{"params": [parameter], "own_rate": r} for parameter, r in own_rates.items()]
-        if dense:
-            groups.append({"params": dense})
-        if groups:
-            self.optimizers.append(torch.optim.Adam(groups, lr=self.config.lr, fused=True))
-        if stacked:
-            self.optimizers.append(RowAdam(stacked, lr=self.config.lr))
+        groups.append({"params": [p for p in self.network.parameters() if p not in own_rates]})
+        self.optimizer = RowAdam(groups, lr=self.config.lr)
         legal, passing = self.network.legal, self.network.pass_action
         # What acts in place of an illegal action, at each depth.
         self._substitutes = torch.where(legal[:, passing], passing, legal.int().argmax(-1))
@@ -401,14 +386,12 @@ class RoutingEngine:
 
     def _update(self, loss: Tensor) -> None:
         cuts = self.epoch // self.config.lr_decay_epochs if self.config.lr_decay_epochs else 0
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group.get("own_rate", self.config.lr) * self.config.lr_decay**cuts
-                for parameter in group["params"]:
-                    parameter.grad = None
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.get("own_rate", self.config.lr) * self.config.lr_decay**cuts
+            for parameter in group["params"]:
+                parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
         failed = (self.failed_at < 0) & ~loss.detach().isfinite()
         self.failed_at = torch.where(failed, self.updates, self.failed_at)
         self.updates += 1

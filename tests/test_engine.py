@@ -432,10 +432,10 @@ def test_keep_blocks_begins_the_data_order_anew_and_keeps_what_was_learned():
     engine.start(1)
     first = play(engine, seeded()) and engine.batch
     weights = [value.clone() for value in engine.network.state_dict().values()]
-    optimizers = copy.deepcopy([optimizer.state_dict() for optimizer in engine.optimizers])
+    optimizers = copy.deepcopy(engine.optimizer.state_dict())
     engine.start(1, keep_blocks=True)
     assert same(list(engine.network.state_dict().values()), weights)
-    assert str(optimizers) == str([optimizer.state_dict() for optimizer in engine.optimizers])
+    assert str(optimizers) == str(engine.optimizer.state_dict())
     assert engine.updates == 1 and engine.epoch == 0
     engine.reset()
     assert torch.equal(engine.batch.image, first.image)
@@ -515,7 +515,7 @@ def test_evaluation_changes_nothing_and_training_goes_on_as_if_it_had_not_been(l
         for _ in range(engine.spec.n_depths):
             engine.step(any_actions(engine, seeded(3)).repeat(len(batch.image), 1)[: len(batch.image)])
     after = engine.state_dict()
-    for part in ("network", "optimizers", "agreement", "updates", "failed_at"):
+    for part in ("network", "optimizer", "agreement", "updates", "failed_at"):
         assert str(before[part]) == str(after[part]), part
     assert same(list(before["network"].values()), list(after["network"].values()))
     assert torch.equal(before["orders"]["train"]["order"], after["orders"]["train"]["order"])
@@ -652,13 +652,13 @@ def test_the_learning_rate_is_cut_at_the_right_epochs():
     seen = []
     for _ in range(2 * 6):
         play(engine, seeded())
-        rates = {group["lr"] for optimizer in engine.optimizers for group in optimizer.param_groups}
+        rates = {group["lr"] for group in engine.optimizer.param_groups}
         assert len(rates) == 1
         seen.append((engine.epoch, *rates))
     assert seen == [(update // 2, 0.01 * 0.5 ** (update // 4)) for update in range(12)]
     never = make(lr=0.01, lr_decay_epochs=0, episodes=6, instances=4)
     play(never, seeded(), 12)
-    assert never.epoch == 11 and never.optimizers[0].param_groups[0]["lr"] == 0.01
+    assert never.epoch == 11 and never.optimizer.param_groups[0]["lr"] == 0.01
 
 
 def test_a_cut_learning_rate_reaches_every_weight():

@@ -330,7 +330,7 @@ def test_evaluation_changes_nothing(arguments: dict[str, Any]) -> None:
     for _ in range(2):
         play(env, 1, rng_seed=8, options={"split": "test"})
     after = saved(env)
-    for name in ("network", "optimizers", "agreement", "updates", "failed_at"):
+    for name in ("network", "optimizer", "agreement", "updates", "failed_at"):
         assert_same(before[name], after[name])
     for name in ("streams", "orders"):
         assert_same(before[name]["train"], after[name]["train"])
@@ -375,7 +375,7 @@ def test_reset_goes_on_with_the_next_minibatch_and_keeps_what_was_learned() -> N
 def test_keep_blocks_reseeds_the_data_order_only() -> None:
     env, fresh = make(instances=4), make(instances=4)
     play(env, 3, seed=0)
-    learned = {name: value for name, value in saved(env).items() if name in ("optimizers", "agreement", "updates")}
+    learned = {name: value for name, value in saved(env).items() if name in ("optimizer", "agreement", "updates")}
     old = {name: tensor.clone() for name, tensor in env.engine.network.named_parameters()}
     env.reset(seed=7, options={"keep_blocks": True})
     fresh.reset(seed=7)
