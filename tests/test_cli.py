@@ -173,6 +173,7 @@ def test_compare_varies_settings_and_suites_from_a_file_and_from_options(npz, ru
     assert pictures == {name for name in os.listdir("out") if name.endswith(".png")}
 
 
+@pytest.mark.slow
 def test_the_table_of_many_seeds_fits_80_columns(npz, run, inline, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     command = ["compare", "--suite", npz, *SMALL, "--out", "out", "--seeds", "0,1,2,3,4", "--json", "s.json"]

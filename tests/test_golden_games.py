@@ -88,6 +88,7 @@ def biased(advantage: str) -> Tensor:
     return history[-15:].mean(0)[..., 0]
 
 
+@pytest.mark.slow
 def test_an_equilibrium_that_is_not_uniform_is_found_by_the_averaged_advantage_only() -> None:
     assert (biased("averaged").mean(0) - 0.4).abs().max() < 0.06
     # Sampled, an action's mean Delta is zero; what is left is noise, that the weighting takes to 1/2 in any game.
