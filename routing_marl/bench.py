@@ -1,13 +1,6 @@
-"""Benchmarks: what routing costs beside the convolutions. Prints ratios; nothing in here is a timed test.
-
-What a ratio compares is measured in one process, in turns, so that a machine's moods hit both; a figure is the median
-over the rounds, with its quartiles.
-"""
+"""Benchmarks: what routing costs beside the convolutions. Prints ratios; nothing in here is a timed test."""
 
 import multiprocessing
-import os
-import platform
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +20,7 @@ from routing_marl.engine import RoutingEngine
 from routing_marl.envs.routing_v0 import RoutingParallelEnv
 from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
+from routing_marl.measuring import Figure, Step, figure, interleaved, ratio, resident, rounds
 from routing_marl.network import routing_all_fc
 from routing_marl.paper_recipes import digits
 from routing_marl.protocol import Agent, Observation, Trajectory
@@ -34,39 +28,6 @@ from routing_marl.recipes import make_suite
 from routing_marl.suites import TaskSuite
 from routing_marl.synchronisation import synchronisations
 from routing_marl.training import Run, play_episode
-
-Step = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number.
-
-    Attributes:
-        key: its name in the JSON file.
-        what: one line.
-        value: the median.
-        low: the first quartile over rounds.
-        high: the third quartile.
-        target: ``(">=" or "<=", number)``; None where the number is only reported.
-        unit: of the value; empty for ratios.
-    """
-
-    key: str
-    what: str
-    value: float
-    low: float
-    high: float
-    target: tuple[str, float] | None = None
-    unit: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
-        if self.target is None:
-            return None
-        sign, bound = self.target
-        return self.value >= bound if sign == ">=" else self.value <= bound
 
 
 @dataclass(frozen=True)
@@ -96,30 +57,28 @@ def routed_over_dense(settings: Settings) -> Iterator[Figure]:
             "per_instance": _game(settings, instances=1, episodes=10, precision=precision),
             "plain": _plain_torch(settings, 200, precision),
         }
-        times = _interleaved(steps, 2 * settings.seconds)
+        times = interleaved(steps, 2 * settings.seconds)
         what = f"instances/s, 20 tasks x 10, 32x32x3, {precision}"
-        yield _ratio(
-            f"routed_over_dense_{precision}", f"{what}: routed / dense", times, "dense", "routed", (">=", 0.90)
-        )
+        yield ratio(f"routed_over_dense_{precision}", f"{what}: routed / dense", times, "dense", "routed", (">=", 0.90))
         what_each = f"{what}: one decision per instance / dense"
         key = f"routed_over_dense_per_instance_{precision}"
-        yield _ratio(key, what_each, times, "dense", "per_instance", (">=", 0.80))
+        yield ratio(key, what_each, times, "dense", "per_instance", (">=", 0.80))
         what_plain = f"{what}: our dense net / a bare loop in torch"
-        yield _ratio(f"dense_over_plain_torch_{precision}", what_plain, times, "plain", "dense", (">=", 0.97))
+        yield ratio(f"dense_over_plain_torch_{precision}", what_plain, times, "plain", "dense", (">=", 0.97))
 
 
 def cost_per_instance(settings: Settings) -> Iterator[Figure]:
     """Many tasks, many blocks: the cost of an instance at the same total batch of 1,000."""
     sizes = {20: 50, 200: 5, 1000: 1}
     steps = {str(n): _game(settings, n_tasks=n, instances=b) for n, b in sizes.items()}
-    times = _interleaved(steps, 4 * settings.seconds)
+    times = interleaved(steps, 4 * settings.seconds)
     for n, bound in ((200, 1.10), (1000, 1.25)):
         what = f"s per instance, {n} tasks and blocks / 20, batch 1,000"
-        yield _ratio(f"cost_per_instance_tasks_{n}", what, times, str(n), "20", ("<=", bound))
+        yield ratio(f"cost_per_instance_tasks_{n}", what, times, str(n), "20", ("<=", bound))
     steps = {str(n): _game(settings, blocks=n) for n in (20, 1000)}
-    times = _interleaved(steps, settings.seconds)
+    times = interleaved(steps, settings.seconds)
     what = "s per instance, 20 tasks, 1,000 blocks per layer / 20, batch 200"
-    yield _ratio("cost_per_instance_blocks_1000", what, times, "1000", "20", ("<=", 1.10))
+    yield ratio("cost_per_instance_blocks_1000", what, times, "1000", "20", ("<=", 1.10))
 
 
 def cross_stitch_over_routed(settings: Settings) -> Iterator[Figure]:
@@ -130,8 +89,8 @@ def cross_stitch_over_routed(settings: Settings) -> Iterator[Figure]:
             "routed": _game(settings, n_tasks=n_tasks, instances=4),
         }
         what = f"s per instance, {n_tasks} tasks x 4: cross-stitch / routed"
-        times = _interleaved(steps, settings.seconds)
-        yield _ratio(f"cross_stitch_over_routed_{n_tasks}", what, times, "cross_stitch", "routed")
+        times = interleaved(steps, settings.seconds)
+        yield ratio(f"cross_stitch_over_routed_{n_tasks}", what, times, "cross_stitch", "routed")
 
 
 def agents_share(settings: Settings) -> Iterator[Figure]:
@@ -140,11 +99,11 @@ def agents_share(settings: Settings) -> Iterator[Figure]:
         engine = _engine(settings)
         agent = _Timed(make(engine.spec, seed=0))
         shares = []
-        for seconds in _rounds(partial(play_episode, engine, agent), settings.seconds / 2):
+        for seconds in rounds(partial(play_episode, engine, agent), settings.seconds / 2):
             shares.append(agent.seconds / seconds)
             agent.seconds = 0.0
         what = f"time in act and learn / training step, 20 tasks x 10: {name}"
-        yield _figure(f"agents_share_{name}", what, shares, ("<=", 0.05))
+        yield figure(f"agents_share_{name}", what, shares, ("<=", 0.05))
 
 
 def door_over_engine(settings: Settings) -> Iterator[Figure]:
@@ -156,16 +115,43 @@ def door_over_engine(settings: Settings) -> Iterator[Figure]:
         "engine": partial(_engine_episode, engine, routes),
         "door": partial(_door_episode, env, routes.tolist()),
     }
-    times = _interleaved(steps, settings.seconds)
+    times = interleaved(steps, settings.seconds)
     what = "instances/s, 20 agents x 10, fixed routes: PettingZoo door / engine"
-    yield _ratio("door_over_engine", what, times, "engine", "door", (">=", 0.85))
+    yield ratio("door_over_engine", what, times, "engine", "door", (">=", 0.85))
     small = RoutingParallelEnv(_engine(settings, suite=digits(), instances=1))
     n_agents, n_depths = len(small.possible_agents), 3
     routes = per_task(n_agents, n_depths, n_agents)
     play = partial(_door_episode, small, routes.tolist(), {"split": "test"})
-    speeds = [n_agents * n_depths / seconds for seconds in _rounds(play, settings.seconds / 2)]
+    speeds = [n_agents * n_depths / seconds for seconds in rounds(play, settings.seconds / 2)]
     what = f"PettingZoo agent-steps/s, test split of digits, {torch.get_num_threads()} threads"
-    yield _figure("env_steps_per_s", what, speeds, unit="1/s")
+    yield figure("env_steps_per_s", what, speeds, unit="1/s")
+
+
+def torchrl_over_wrapper(settings: Settings) -> Iterator[Figure]:
+    """TorchRL's frames/s in the native environment, over those in its own wrapper of the PettingZoo door."""
+    try:
+        from torchrl.envs import PettingZooWrapper
+
+        from routing_marl.envs.torchrl import RoutingEnv
+    except ImportError:
+        return
+    episodes, n_depths = 64, 3
+    native = RoutingEnv(_engine(settings, suite=digits(), instances=1, episodes=episodes))
+    door = RoutingParallelEnv(_engine(settings, suite=digits(), instances=1))
+    wrapper = PettingZooWrapper(door, group_map={"agents": list(door.possible_agents)})
+    actions = torch.arange(len(door.possible_agents))
+
+    def policy(tensordict: Any) -> Any:  # TorchRL goes by this name
+        return tensordict.set(("agents", "action"), actions.expand(*tensordict.batch_size, -1))
+
+    names = {"native": native, "native_test": native.evaluation("test"), "wrapper": wrapper}
+    steps = {name: partial(env.rollout, n_depths, policy) for name, env in names.items()}
+    times = interleaved(steps, settings.seconds)
+    for name in ("native", "native_test"):
+        times[name] = [seconds / episodes for seconds in times[name]]
+    what = "TorchRL frames/s, digits, 10 agents x 1, 64 parallel episodes: native / its wrapper of our PettingZoo door"
+    yield ratio("torchrl_over_wrapper", f"{what}, blocks learn", times, "wrapper", "native", (">=", 50.0))
+    yield ratio("torchrl_over_wrapper_test", f"{what}, native on test", times, "wrapper", "native_test")
 
 
 def epochs_per_hour(settings: Settings) -> Iterator[Figure]:
@@ -174,11 +160,11 @@ def epochs_per_hour(settings: Settings) -> Iterator[Figure]:
     for instances in (1, 10):
         engine = _engine(settings, suite=suite, instances=instances, precision="bf16")
         agent = WPL(engine.spec, seed=0)
-        step = np.median(list(_rounds(partial(play_episode, engine, agent), settings.seconds)))
-        evaluation = next(_rounds(partial(evaluate, engine, agent, "test"), 0.0, warmup=0))
+        step = np.median(list(rounds(partial(play_episode, engine, agent), settings.seconds)))
+        evaluation = next(rounds(partial(evaluate, engine, agent, "test"), 0.0, warmup=0))
         hours = (engine.steps_per_epoch * step + evaluation) / 3600
         what = f"epochs/h of cifar100_mtl ({source}), WPL, bf16, batch {20 * instances}, with evaluation"
-        yield _figure(f"epochs_per_hour_batch_{20 * instances}", what, [float(1 / hours)], unit="1/h")
+        yield figure(f"epochs_per_hour_batch_{20 * instances}", what, [float(1 / hours)], unit="1/h")
 
 
 def peak_memory(settings: Settings) -> Iterator[Figure]:
@@ -186,7 +172,7 @@ def peak_memory(settings: Settings) -> Iterator[Figure]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         resident, needed = pool.apply(_memory, (settings,))
     what = "resident memory / (data + parameters + optimizer state), cifar100_mtl, WPL, batch 20"
-    yield _figure("peak_memory", what, [resident / needed], ("<=", 1.5))
+    yield figure("peak_memory", what, [resident / needed], ("<=", 1.5))
 
 
 def host_syncs(settings: Settings) -> Iterator[Figure]:
@@ -197,7 +183,7 @@ def host_syncs(settings: Settings) -> Iterator[Figure]:
     with synchronisations() as found:
         for _ in range(3):
             play_episode(engine, agent)
-    yield _figure("host_syncs", "operators per training step that wait for a GPU", [len(found) / 3], ("<=", 0.0))
+    yield figure("host_syncs", "operators per training step that wait for a GPU", [len(found) / 3], ("<=", 0.0))
 
 
 def time_to_cross_stitch(settings: Settings, epochs: int = 3) -> Iterator[Figure]:
@@ -215,7 +201,7 @@ def time_to_cross_stitch(settings: Settings, epochs: int = 3) -> Iterator[Figure
     reached = _test_accuracy(routed) >= goal
     ratio = routed.wall_s / stitched.wall_s if reached else float("inf")
     what = f"wall time of WPL to {100 * goal:.1f} % on {source} / cross-stitch's of {epochs} epochs"
-    yield _figure("time_to_cross_stitch", what, [ratio], ("<=", 0.15))
+    yield figure("time_to_cross_stitch", what, [ratio], ("<=", 0.15))
 
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
@@ -226,22 +212,12 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
         cross_stitch_over_routed,
         agents_share,
         door_over_engine,
+        torchrl_over_wrapper,
         epochs_per_hour,
         peak_memory,
         host_syncs,
     )
 }
-
-
-def machine(device: str) -> dict[str, str]:
-    """What the figures were measured on."""
-    gpu = device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name(device) if gpu else f"{_processor()}, {os.cpu_count()} cores",
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def cost_curve(settings: Settings) -> dict[str, dict[int, float]]:
@@ -255,7 +231,7 @@ def cost_curve(settings: Settings) -> dict[str, dict[int, float]]:
         }
         if n_tasks <= 20:  # beyond, a step of cross-stitch takes minutes
             steps["cross-stitch"] = _cross_stitch(settings, n_tasks, instances=max(1, 40 // n_tasks))
-        for name, times in _interleaved(steps, settings.seconds).items():
+        for name, times in interleaved(steps, settings.seconds).items():
             batch = n_tasks * (max(1, 40 // n_tasks) if name == "cross-stitch" else instances)
             curves[name][n_tasks] = 1000 * float(np.median(times)) / batch
     return curves
@@ -397,7 +373,7 @@ def _memory(settings: Settings) -> tuple[float, float]:
     """Bytes that training takes beyond a tiny run's, and bytes of what has to be there. In a process of its own."""
     tiny = _engine(settings, suite=_suite(2), instances=1)
     play_episode(tiny, WPL(tiny.spec, seed=0))
-    before = _resident()
+    before = resident()
     suite, _ = _cifar(settings)
     keep_freed_memory()  # after loading, as the commands do
     engine = _engine(settings, suite=suite, instances=1)
@@ -406,74 +382,4 @@ def _memory(settings: Settings) -> tuple[float, float]:
         play_episode(engine, agent)
     state = [v for s in engine.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     held = [suite.images, *engine.network.parameters(), *state, *engine.network.buffers()]
-    return _resident() - before, float(sum(tensor.numel() * tensor.element_size() for tensor in held))
-
-
-def _resident() -> float:
-    """Resident memory of this process, in bytes; where the system doesn't say, the highest so far."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-    except (OSError, StopIteration):
-        unit = 1 if platform.system() == "Darwin" else 1024
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _rounds(step: Step, seconds: float, warmup: int = 3) -> Iterator[float]:
-    """Seconds of each call, as long as there is time; at least one."""
-    for _ in range(warmup):
-        step()
-    end = time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        step()
-        _wait()
-        now = time.perf_counter()
-        yield now - start
-        if now >= end:
-            return
-
-
-def _interleaved(steps: Mapping[str, Step], seconds: float) -> dict[str, list[float]]:
-    """Times of each step, taken in turns."""
-    for step in steps.values():
-        for _ in range(3):
-            step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(steps))]) < 5:
-        for name, step in steps.items():
-            times[name] += _rounds(step, 0.0, warmup=0)
-    return times
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _ratio(
-    key: str,
-    what: str,
-    times: Mapping[str, list[float]],
-    above: str,
-    below: str,
-    target: tuple[str, float] | None = None,
-) -> Figure:
-    """Time of one over time of the other, round by round."""
-    return _figure(key, what, (np.array(times[above]) / np.array(times[below])).tolist(), target)
-
-
-def _figure(
-    key: str, what: str, values: list[float], target: tuple[str, float] | None = None, unit: str = ""
-) -> Figure:
-    low, value, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return Figure(key, what, value, low, high, target, unit)
+    return resident() - before, float(sum(tensor.numel() * tensor.element_size() for tensor in held))
