@@ -31,8 +31,9 @@ def restrict(policy: Values, mask: Mask) -> Values:
     tensor([0.2500, 0.0000, 0.7500])
     """
     mass = torch.where(mask, policy, 0.0)
-    total = mass.sum(-1, keepdim=True)
-    return torch.where(total > 0, mass / total, uniform(mask))
+    empty = mass.sum(-1, keepdim=True) <= 0
+    mass = torch.where(mask, mass + empty, 0.0)
+    return mass.div_(mass.sum(-1, keepdim=True))
 
 
 def masked_softmax(logits: Values, mask: Mask) -> Values:

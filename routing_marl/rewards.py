@@ -36,8 +36,8 @@ class Agreement:
         self._decay = 1 - 1 / history
         self._history = history
         self._choices = torch.zeros(depths, n_tasks, actions, device=legal.device)
-        # Episodes since the agent last took the action: the average alone does not tell, habits fade slowly.
-        self._since = torch.full((depths, n_tasks, actions), history, device=legal.device)
+        # The record at which the agent last took the action: the average alone does not tell, habits fade slowly.
+        self._last = torch.full((depths, n_tasks, actions), -history, dtype=torch.int32, device=legal.device)
         self._recorded = [0] * depths
 
     def record(
@@ -47,12 +47,14 @@ class Agreement:
         active: Bool[Tensor, "episode task"] | None = None,
     ) -> None:
         """Takes the choices of one batch of parallel episodes into the averages (as their mean)."""
-        one_hot = torch.zeros(*action.shape, self._choices.shape[-1], device=action.device)
-        one_hot.scatter_(-1, action[..., None], 1.0 if active is None else active[..., None].float())
-        share = one_hot.mean(0)
-        self._choices[depth].lerp_(share, 1 - self._decay)
-        self._since[depth].add_(1).masked_fill_(share > 0, 0)
         self._recorded[depth] += 1
+        share = torch.full(action.shape, (1 - self._decay) / len(action), device=action.device)
+        now = torch.full_like(share, self._recorded[depth], dtype=torch.int32)
+        if active is not None:
+            share, now = share * active, now.where(active, -self._history)
+        # Tables grow with tasks x actions: but for the decay, only entries of actions that were taken are touched.
+        self._choices[depth].mul_(self._decay).scatter_add_(1, action.T, share.T)
+        self._last[depth].scatter_reduce_(1, action.T, now.T, "amax")
 
     def __call__(
         self,
@@ -61,24 +63,23 @@ class Agreement:
         reported: Float[Tensor, "episode task action"] | None = None,
     ) -> Float[Tensor, "episode task"]:
         """The agreement of each action, in [0, 1]."""
-        choices = self._choices[depth]
-        took = (self._since[depth] < self._history).float()
+        took = (self._last[depth] > self._recorded[depth] - self._history).float()
         # The average starts at zero: divided by the weight of the episodes so far, it is a distribution at once.
-        weight = 1 - self._decay ** self._recorded[depth]
-        probability = choices / (weight or 1.0) if reported is None else reported.mean(0)
-        agreement = (took * probability).sum(0) / took.sum(0).clamp(min=1)
+        weight = 1.0 if reported is not None else 1 - self._decay ** self._recorded[depth]
+        probability = self._choices[depth] if reported is None else reported.mean(0)
+        agreement = (took * probability).sum(0) / took.sum(0).clamp(min=1).mul_(weight or 1.0)
         return agreement[action]
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages."""
         return {
             "choices": self._choices.clone(),
-            "since": self._since.clone(),
+            "last": self._last.clone(),
             "recorded": list(self._recorded),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the running averages."""
         self._choices.copy_(state["choices"])
-        self._since.copy_(state["since"])
+        self._last.copy_(state["last"])
         self._recorded = list(state["recorded"])
