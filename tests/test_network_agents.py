@@ -461,7 +461,9 @@ def test_decisions_are_made_per_instance_or_per_batch_without_waiting(name, engi
 @pytest.mark.parametrize("engine", [EngineConfig(instances=1, episodes=8), EngineConfig(instances=8, episodes=1)])
 @pytest.mark.parametrize("name", [name for name in OURS if name not in ("single_agent_unlabelled", "dispatcher")])
 def test_every_router_gets_away_from_always_no(name, engine) -> None:
-    run = Run(RunConfig(method=name, engine=engine))
+    # One instance at a time pays -1 or 1: tables of values have to average over more of them (docs/routers.md).
+    slower = AgentConfig(alpha=0.01) if name == "sarsa" and engine.instances == 1 else AgentConfig()
+    run = Run(RunConfig(method=name, engine=engine, agent=slower))
     for _ in range(5):
         run.train_epoch()
     (last,) = [r["balanced_accuracy"] for r in run.rows if (r["epoch"], r["split"], r["task"]) == (5, "test", -1)]

@@ -257,12 +257,12 @@ sys.path.insert(0, {tests!r})
 from test_training import tiny_config
 from routing_marl import training
 play, calls = training.play_episode, 0
-def dying(engine, agent):
+def dying(engine, agent, *returns):
     global calls
     calls += 1
     if calls == 9:
         os.kill(os.getpid(), signal.SIGKILL)
-    return play(engine, agent)
+    return play(engine, agent, *returns)
 training.play_episode = dying
 training.train(tiny_config({suite!r}), Path({out!r}))
 """
