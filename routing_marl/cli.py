@@ -164,6 +164,21 @@ class Export(Common):
 
 
 @dataclass(frozen=True)
+class Report(Common):
+    """Writes one HTML page about a comparison: tables, curves, routes, diagnostics; it opens without a network."""
+
+    results: tyro.conf.Positional[Path] = Path("results/compare")
+    """Folder of a run or a comparison, or its results.parquet."""
+    out: Path | None = None
+    """File to write; by default report.html beside the results."""
+
+    def __call__(self) -> None:
+        from routing_marl.commands import report
+
+        report(self)
+
+
+@dataclass(frozen=True)
 class Evaluate(Common):
     """Measures a trained checkpoint."""
 
@@ -262,6 +277,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "compare": Compare,
     "export": Export,
+    "report": Report,
     "evaluate": Evaluate,
     "diagnose": Diagnose,
     "nash-gap": NashGap,

@@ -22,6 +22,7 @@ from routing_marl.evaluation import evaluate as evaluate_split
 from routing_marl.files import check_output_file, output_folder, write_json
 from routing_marl.methods import METHODS, check_settings, find_method
 from routing_marl.recipes import RECIPES, make_suite
+from routing_marl.report import write_report
 from routing_marl.results import MEAN_TASK, read_results, write_results
 from routing_marl.routes import read_routes
 from routing_marl.suite_report import contact_sheet, count_rows
@@ -65,6 +66,18 @@ def export(options: "cli.Export") -> None:
         if uneven := exports.uneven(frame, options.split):
             Console(stderr=True).print(f"marl-eval refuses what is uneven: {uneven}", highlight=False, soft_wrap=True)
     Console().print(f"{len(frame):,} rows of {path} exported to {out}", highlight=False, soft_wrap=True)
+
+
+def report(options: "cli.Report") -> None:
+    """``routing-marl report RESULTS``."""
+    folder = options.results if options.results.is_dir() else options.results.parent
+    out = options.out or folder / "report.html"
+    if folder.is_dir():  # else reading says what is missing
+        check_output_file(out)
+    facts = write_report(options.results, out)
+    Console().print(f"{facts['runs']} runs of {facts['methods']} methods in {out}", highlight=False, soft_wrap=True)
+    if options.json:
+        write_json(options.json, facts)
 
 
 def evaluate(options: "cli.Evaluate") -> None:

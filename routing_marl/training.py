@@ -15,6 +15,7 @@ import torch
 from routing_marl.config import RunConfig
 from routing_marl.cost import cost_of
 from routing_marl.engine import RoutingEngine, SplitName, Step
+from routing_marl.environment import ENVIRONMENT, environment
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation, Tally, evaluate, reported
 from routing_marl.files import output_folder, write_json, write_whole
@@ -253,8 +254,8 @@ def train(
 
     Args:
         config: what to run.
-        out: folder for results.parquet, routes.npz (:class:`routing_marl.routes.Routes`), config.json and
-            checkpoint.pt; nothing is written without.
+        out: folder for results.parquet, routes.npz (:class:`routing_marl.routes.Routes`), config.json, environment.json
+            and checkpoint.pt; nothing is written without.
         resume: go on from the checkpoint in ``out``, if there is one.
         suite: the suite, where it is loaded already.
         on_progress: called about twice a second.
@@ -268,6 +269,8 @@ def train(
         run.load_state_dict(read_checkpoint(out / CHECKPOINT, run.config))
     if out is not None:
         write_json(output_folder(out) / CONFIG, run.config.identity())
+        if run.epoch < config.epochs:  # a finished run keeps that of the process that trained it
+            write_json(out / ENVIRONMENT, environment(run.device))
     while run.epoch < config.epochs:
         run.train_epoch(on_progress)
         if out is not None:

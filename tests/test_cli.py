@@ -87,6 +87,7 @@ def test_train(npz, run, in_an_empty_folder):
     assert {path.name for path in (in_an_empty_folder / "out").iterdir()} == {
         "checkpoint.pt",
         "config.json",
+        "environment.json",
         "results.parquet",
         "routes.npz",
     }

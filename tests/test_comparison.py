@@ -55,7 +55,7 @@ def without_clock(frame):
 
 
 def times(out):
-    return {path: path.stat().st_mtime_ns for path in (out / RUNS).glob("*/*") if path.name != "config.json"}
+    return {path: path.stat().st_mtime_ns for path in (out / RUNS).glob("*/*") if path.suffix != ".json"}
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------

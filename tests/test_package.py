@@ -210,7 +210,8 @@ def test_the_wheel_holds_everything_under_its_own_name(tmp_path):
         names = archive.namelist()
     wanted = {f"{name.replace('.', '/')}{'/__init__' * (p.name == '__init__.py')}.py" for name, p in MODULES.items()}
     code = {name for name in names if ".dist-info/" not in name}
-    assert code == wanted | {"routing_marl/py.typed"}
+    templates = {f"routing_marl/templates/report.{ending}" for ending in ("html", "js")}
+    assert code == wanted | {"routing_marl/py.typed"} | templates
     assert {name.partition("/")[0] for name in code} == {"routing_marl"}
     entry = next(name for name in names if name.endswith("entry_points.txt"))
     with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,5 @@
 import errno
+import json
 import math
 import os
 import pickle
@@ -17,6 +18,7 @@ import torch
 from routing_marl import training
 from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
 from routing_marl.engine import Batch, Outcome
+from routing_marl.environment import ENVIRONMENT
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Tally, evaluate
 from routing_marl.files import check_output_file, write_json, write_whole
@@ -534,7 +536,7 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint(config, sui
     with pytest.raises(UserError, match=r"checkpoint\.pt can't be written: No space left on device; what was there"):
         train(config, tmp_path, suite=suite, on_epoch=fill)
     assert (tmp_path / CHECKPOINT).read_bytes() == saved[0]
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, RESULTS, ROUTES, CONFIG}
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, RESULTS, ROUTES, CONFIG, ENVIRONMENT}
     monkeypatch.undo()
     resumed = train(config, tmp_path, suite=suite, resume=True)
     assert same(timeless(resumed.state_dict()), timeless(train(config, suite=suite).state_dict()))
@@ -593,3 +595,12 @@ def test_nobody_learns_from_being_evaluated(split, npz):
     evaluate(run.engine, run.agent, split)
     after = pickle.dumps([*(p.detach().numpy() for p in run.engine.network.state_dict().values()), run.engine.updates])
     assert before == after
+
+
+def test_the_environment_is_that_of_the_process_that_trained(config, suite, tmp_path):
+    run = train(config, tmp_path, suite=suite)
+    kept = json.loads((tmp_path / ENVIRONMENT).read_text())
+    assert kept["torch"] == torch.__version__ and kept["device"] == run.device and kept["threads"] == 1
+    (tmp_path / ENVIRONMENT).write_text("{}")
+    train(config, tmp_path, suite=suite, resume=True)  # nothing is left to do: whoever did it stays named
+    assert (tmp_path / ENVIRONMENT).read_text() == "{}"
