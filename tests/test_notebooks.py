@@ -1,0 +1,49 @@
+"""The notebooks for beginners run from top to bottom, and show what their text says of them."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("ipykernel")
+pytestmark = [pytest.mark.notebook, pytest.mark.filterwarnings("ignore")]
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def executed(name: str, folder: Path) -> tuple[str, str, int]:
+    """What the cells printed, what the tables show, and the number of pictures."""
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(output.get("text", "") for output in outputs)
+    shown = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    return printed, shown, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    printed, shown, pictures = executed("quickstart.ipynb", tmp_path)
+    assert "over: True" in printed and "collaboration_reward" in shown
+    assert re.search(r"observation  \[0 0 0 1 0 0 0 0 0 0 1 0 0 0\] of task_3", printed)
+    assert re.search(r"action mask  \[1 1 1 1 1 0\]", printed)
+    scores = {name: float(score) for name, score in re.findall(r"(\w+): ([\d.]+) % balanced", printed)}
+    assert scores["WPL"] > 75 and abs(scores["random"] - 50) < 5  # specialised blocks against those of everybody
+    assert pictures == 6
+
+
+def test_comparison(tmp_path: Path) -> None:
+    printed, shown, pictures = executed("comparison.ipynb", tmp_path)
+    assert "0 failed; ['results.parquet', 'runs']" in printed
+    assert "'wpl': (6, 10)" in printed and "probability" in printed and "area under the curve" in shown
+    assert re.search(r"with 6 seeds each: .* with probability [01]\.\d\d \(95 % interval", printed)
+    assert pictures == 4
+
+
+@pytest.mark.parametrize("name", ["quickstart.ipynb", "comparison.ipynb"])
+def test_outputs_are_stripped(name: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
