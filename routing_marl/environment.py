@@ -11,7 +11,7 @@ from routing_marl import __version__
 
 ENVIRONMENT = "environment.json"
 
-_LIBRARIES = ("torch", "numpy", "pettingzoo", "gymnasium")
+_LIBRARIES = ("numpy", "pettingzoo", "gymnasium")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def environment(device: str) -> dict[str, Any]:
     on_gpu = torch.device(device).type == "cuda"
     return {
         "routing-marl": __version__,
+        "torch": str(torch.__version__),
         **{name: metadata.version(name) for name in _LIBRARIES},
         "python": platform.python_version(),
         "system": platform.platform(terse=True),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_training import one_thread, tiny_config, train, write_tiny_npz  # noqa: F401 (a fixture)
 
-from routing_marl import comparison, report
+from routing_marl import comparison, report_details
 from routing_marl.cli import main
 from routing_marl.errors import UserError
 from routing_marl.report import content, render, write_report
@@ -136,12 +136,12 @@ def test_what_is_too_much_is_left_out_evenly(tmp_path, monkeypatch):
     """The first seeds of all methods go before a second one; a long run loses epochs inside."""
     made_up(tmp_path, epochs=9, policy=False)
     size = len(content(tmp_path)["data"]["runs"][0]["routes"]["usage"])
-    monkeypatch.setattr(report, "_ROUTE_BYTES", 3 * size)
-    monkeypatch.setattr(report, "_MOST_DIAGNOSED", 2)
+    monkeypatch.setattr(report_details, "_ROUTE_BYTES", 3 * size)
+    monkeypatch.setattr(report_details, "_MOST_DIAGNOSED", 2)
     data = content(tmp_path)["data"]
     assert [run["run"] for run in data["runs"] if run["routes"]] == ["1-0", "0-0", "1-1"]  # random is the better one
     assert data["diagnosed"] == 2 and data["diagnostics"]["made_up"].keys() == {0, 1}
-    monkeypatch.setattr(report, "_RUN_BYTES", size // 2)
+    monkeypatch.setattr(report_details, "_RUN_BYTES", size // 2)
     (first, *_) = content(tmp_path)["data"]["runs"]
     assert first["routes"]["epochs"] == [1, 4, 6, 9] and len(first["routes"]["usage"]) <= size // 2
 

@@ -278,7 +278,7 @@
         hovertemplate: "%{label}: %{value:.2f} tasks<extra></extra>" },
       link: { source: all.map((l) => l.from), target: all.map((l) => l.to), value: all.map((l) => l.value),
         color: all.map((l) => l.tint), hovertemplate: "%{source.label} to %{target.label}: %{value:.2f} tasks<extra></extra>" },
-    }], { height: Math.min(150 + 24 * T, 700), margin: { l: 8, r: 12, t: 14, b: 14 }, font: { size: narrow() ? 10 : 12 } });
+    }], { height: Math.min(150 + 24 * T, 700), margin: { l: 8, r: 12, t: 14, b: 30 }, font: { size: narrow() ? 10 : 12 } });
   }
 
   function drawPolicies() {
