@@ -184,17 +184,7 @@ class MatrixGameParallelEnv(Door):
         self._routes[:, self._playing()] = done.action[0].cpu().numpy()
         self._illegal += done.illegal[0].cpu().numpy()
         observations, infos = self._views(done.observation)
-        if done.terminated:
-            self.agents = []
-            if self.render_mode == "human":
-                self.render()
-        return (
-            observations,
-            dict(zip(self.possible_agents, done.reward[0].tolist(), strict=True)),
-            dict.fromkeys(self.possible_agents, done.terminated),
-            dict.fromkeys(self.possible_agents, False),
-            infos,
-        )
+        return self._stepped(observations, done.reward[0].tolist(), done.terminated, infos)
 
     def state(self) -> npt.NDArray[np.float32]:
         """The round, and what all players have done, as one vector."""

@@ -151,6 +151,22 @@ class Door(ParallelEnv):  # type: ignore[misc]
         }
         return observations, infos
 
+    def _stepped(
+        self, observations: ByAgent, rewards: list[float], terminated: bool, infos: ByAgent
+    ) -> tuple[ByAgent, ByAgent, ByAgent, ByAgent, ByAgent]:
+        """What a step returns; all agents end together, and nothing is truncated."""
+        if terminated:
+            self.agents = []
+            if self.render_mode == "human":
+                self.render()
+        return (
+            observations,
+            dict(zip(self.possible_agents, rewards, strict=True)),
+            dict.fromkeys(self.possible_agents, terminated),
+            dict.fromkeys(self.possible_agents, False),
+            infos,
+        )
+
 
 class _OneByOne(parallel_to_aec_wrapper):  # type: ignore[misc]
     """PettingZoo's AEC view, but an action that is none raises at once, not when all others have acted."""

@@ -261,17 +261,7 @@ class RoutingParallelEnv(Door):
             self._accuracy = outcome[0]
         numbers = dict(zip(_NUMBERS, rewards + outcome, strict=True))
         observations, infos = self._views(step.observation, numbers)
-        if step.terminated:
-            self.agents = []
-            if self.render_mode == "human":
-                self.render()
-        return (
-            observations,
-            dict(zip(self.possible_agents, step.reward[0].tolist(), strict=True)),
-            dict.fromkeys(self.possible_agents, step.terminated),
-            dict.fromkeys(self.possible_agents, False),
-            infos,
-        )
+        return self._stepped(observations, step.reward[0].tolist(), step.terminated, infos)
 
     def state(self) -> npt.NDArray[np.float32]:
         """Everything that all agents see and have done, as one vector."""
