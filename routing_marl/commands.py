@@ -22,7 +22,6 @@ from routing_marl.evaluation import evaluate as evaluate_split
 from routing_marl.files import check_output_file, output_folder, write_json
 from routing_marl.methods import METHODS, check_settings, find_method
 from routing_marl.recipes import RECIPES, make_suite
-from routing_marl.report import write_report
 from routing_marl.results import MEAN_TASK, read_results, write_results
 from routing_marl.routes import read_routes
 from routing_marl.suite_report import contact_sheet, count_rows
@@ -36,7 +35,8 @@ def train(options: "cli.Train") -> None:
     config = options.run_config(options.method, options.seed)
     check_settings((options.method,), options.agent)
     training.pick_device(config.device)
-    suite = _load(config)
+    suite = make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
+    keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
     out = options.out or Path("results") / config.name
     console = Console()
     with progress_bars(console) as report, _tensorboard(out if options.tensorboard else None) as write_events:
@@ -70,6 +70,8 @@ def export(options: "cli.Export") -> None:
 
 def report(options: "cli.Report") -> None:
     """``routing-marl report RESULTS``."""
+    from routing_marl.report import write_report
+
     folder = options.results if options.results.is_dir() else options.results.parent
     out = options.out or folder / "report.html"
     if folder.is_dir():  # else reading says what is missing
@@ -260,12 +262,6 @@ def _restored(checkpoint: Path, options: "cli.Common") -> tuple[training.Run, Ru
     run = training.Run(config)
     run.load_state_dict(state)
     return run, config
-
-
-def _load(config: RunConfig) -> TaskSuite:
-    suite = make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
-    keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
-    return suite
 
 
 def _set_threads(threads: int | None) -> None:

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from scipy.special import entr, rel_entr
-from sklearn.metrics import adjusted_mutual_info_score
 
 from routing_marl.routes import Routes, read_routes
 
@@ -104,6 +103,8 @@ def structure_found(
     Whole routes are clustered by their tree, cut into as many groups as the structure has; at a depth, tasks of the
     same (most frequent) action are one group.
     """
+    from sklearn.metrics import adjusted_mutual_info_score  # half a second of imports that few commands need
+
     n_groups = len(np.unique(clusters))
     groups = hierarchy.fcluster(route_tree(route_similarity(usage)), n_groups, "maxclust")
     by_depth = [float(adjusted_mutual_info_score(clusters, shares.argmax(-1))) for shares in usage]
