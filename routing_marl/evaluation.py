@@ -78,7 +78,8 @@ def evaluate(engine: RoutingEngine, agent: Agent, split: SplitName) -> Evaluatio
     """Plays every instance of a split once, with greedy routes; nobody learns."""
     spec = engine.spec
     tally = Tally(engine.suite, engine.device)
-    usage, dropped = torch.zeros(2, 1, 1, 1, device=engine.device).unbind(0)
+    usage = torch.zeros(1, 1, 1, device=engine.device)
+    dropped: Tensor | None = None
     shape = (spec.n_depths, spec.n_tasks, spec.n_actions)
     policy = torch.zeros(shape, device=engine.device) if hasattr(agent, "policy") else None
     episodes = 0
@@ -94,11 +95,12 @@ def evaluate(engine: RoutingEngine, agent: Agent, split: SplitName) -> Evaluatio
         actions = engine.trajectory.actions
         parallel, by_gates = actions.shape[1], engine.network.gate_usage()
         usage = usage + (one_hot(actions, spec.n_actions).sum(1) if by_gates is None else parallel * by_gates)
-        share = engine.network.dropped()
-        dropped = dropped + (math.nan if share is None else parallel * share)
+        if (share := engine.network.dropped()) is not None:
+            dropped = parallel * share if dropped is None else dropped + parallel * share
         episodes += parallel
     probabilities = None if policy is None else (policy / episodes).cpu()
-    return Evaluation(tally.metrics(), (usage / episodes).cpu(), probabilities, float(dropped) / episodes)
+    share_dropped = math.nan if dropped is None else float(dropped) / episodes
+    return Evaluation(tally.metrics(), (usage / episodes).cpu(), probabilities, share_dropped)
 
 
 def reported(

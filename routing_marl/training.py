@@ -123,13 +123,13 @@ class Run:
         returns = Returns(engine.spec, self.agent, self._gamma)
         n_steps, per_step = engine.steps_per_epoch, self._instances_per_step
         start = looked = time.perf_counter()
-        dropped = torch.zeros((), device=engine.device)
+        dropped: torch.Tensor | None = None
         for step in range(1, n_steps + 1):
             outcome = play_episode(engine, self.agent, returns if step % _RETURNS_EVERY == 1 else None).outcome
             assert outcome is not None
             tally.add(engine.batch, outcome)
-            share = engine.network.dropped()
-            dropped = dropped + (math.nan if share is None else share)
+            if (share := engine.network.dropped()) is not None:
+                dropped = share if dropped is None else dropped + share
             now = time.perf_counter()
             if step == n_steps or (now - looked > _READ_EVERY_S):
                 self._check_loss()
@@ -141,7 +141,9 @@ class Run:
         self.epoch += 1
         self.wall_s += seconds
         speed = n_steps * per_step / seconds
-        self.rows += metric_rows(self._row("train", speed, float(dropped) / n_steps), metrics)
+        self.rows += metric_rows(
+            self._row("train", speed, math.nan if dropped is None else float(dropped) / n_steps), metrics
+        )
         for split in self.splits:
             evaluation = evaluate(engine, self.agent, split)
             if not evaluation.metrics.loss.isfinite().all():
