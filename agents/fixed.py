@@ -1,6 +1,6 @@
 """Routes that never change: a net per task, one net for all, random sharing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,11 @@ def all_shared(n_tasks: int, n_depths: int, block: int = 0) -> Routes:
     return torch.full(shape, check_count("block", block, low=0))
 
 
-def random_groups(n_tasks: int, n_depths: int, n_groups: int, seed: int | None = None) -> Routes:
-    """At every depth anew, deals the tasks to blocks ``0 .. n_groups - 1``, at random and evenly."""
-    check_count("n_groups", n_groups)
+def random_groups(n_tasks: int, n_groups: Sequence[int], seed: int | None = None) -> Routes:
+    """At every depth anew, deals the tasks to that depth's ``n_groups`` blocks, at random and evenly."""
     generator = RandomStream(seed).generator
-    order = [torch.randperm(check_count("n_tasks", n_tasks), generator=generator) for _ in range(n_depths)]
-    return torch.stack(order) % n_groups
+    check_count("n_tasks", n_tasks)
+    return torch.stack([torch.randperm(n_tasks, generator=generator) % check_count("n_groups", n) for n in n_groups])
 
 
 class FixedRoutes:

@@ -126,7 +126,8 @@ class Compare(Play):
     vary: Annotated[tuple[str, ...], _words("NAME=VALUE,VALUE")] = ()
     """Also one run for each value of other settings: `--vary rho=0,0.3 suite=digits,mnist_mtl`."""
     grid: Path | None = None
-    """A TOML or YAML file with methods, suites, seeds and settings; what it leaves open is as on the command line."""
+    """A TOML or YAML file with methods, suites, seeds and settings, or the name of one that comes with the package;
+    what it leaves open is as on the command line."""
     out: Path = Path("results/compare")
     """Folder for results.parquet, the pictures, and a folder of each run."""
     resume: bool = True

@@ -30,6 +30,9 @@ _KINDS: dict[str, Any] = {
 }
 """The type of everything that may vary; no two parts have a setting of the same name."""
 
+SHIPPED = {path.stem: path for path in sorted(Path(__file__).with_name("grids").glob("*.yaml"))}
+"""The comparisons that come with the package, by name."""
+
 _PART = {field.name: part for part in PARTS for field in fields(get_type_hints(RunConfig)[part])}
 
 
@@ -47,7 +50,7 @@ def expand(grid: Grid, base: RunConfig) -> list[RunConfig]:
 
 
 def read_grid(path: Path) -> list[Grid]:
-    """Reads a comparison from a TOML or YAML file.
+    """Reads a comparison from a TOML or YAML file, or one of those that come with the package, by its name.
 
     A key is the name of an option of ``routing-marl compare`` (``methods``, ``suites``, ``seeds``, ``epochs``, ``rho``,
     ...), its value one value or a list, of which each is run. Tables in ``grids``, where there are any, are run one
@@ -56,12 +59,13 @@ def read_grid(path: Path) -> list[Grid]:
     Raises:
         UserError: the file is missing or no TOML or YAML, or a key or a value does not fit.
     """
+    path = SHIPPED.get(str(path), path)
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the grid {path} can't be read: {getattr(error, 'strerror', None) or 'it is no text'}"
-        ) from error
+        why = getattr(error, "strerror", None) or "it is no text"
+        hint = "" if path.suffix else f"; those that come with the package are {', '.join(SHIPPED)}"
+        raise UserError(f"the grid {path} can't be read: {why}{hint}") from error
     try:
         content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:

@@ -83,9 +83,8 @@ def _single_task(suite: TaskSuite, config: RunConfig) -> static.Sharing:
 
 
 def _random_fixed(suite: TaskSuite, config: RunConfig) -> static.Sharing:
-    n_layers = config.network.routed_convs + config.network.depth
-    n_blocks = min(config.network.blocks or suite.n_tasks, suite.n_tasks)
-    return static.Sharing((n_blocks,) * n_layers, random_groups(suite.n_tasks, n_layers, n_blocks, config.seed))
+    blocks = tuple(min(n, suite.n_tasks) for n in config.network.layer_blocks(suite.n_tasks))
+    return static.Sharing(blocks, random_groups(suite.n_tasks, blocks, config.seed))
 
 
 def _oracle(suite: TaskSuite, config: RunConfig) -> static.Sharing:
@@ -252,19 +251,22 @@ def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[Routing
 def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
     """What builds the network of a run."""
     method, settings = find_method(config.method), config.network
+    layers = asdict(settings)
+    del layers["conv_blocks"]
+    if not settings.recursive:
+        layers["blocks"] = settings.layer_blocks(suite.n_tasks)
     if method.make_agent is not None:
-        return partial(routing_all_fc, **asdict(settings))
+        return partial(routing_all_fc, **layers)
     if settings.recursive:
         raise UserError(f"{config.method} has layers of its own at each depth; it can't be recursive")
     if method.sharing is not None:
         blocks = method.sharing(suite, config).blocks
         routed_convs = len(blocks) - settings.depth
         fixed = {"blocks": blocks, "routed_convs": routed_convs, "allow_pass": False}
-        return partial(routing_all_fc, **{**asdict(settings), **fixed})
+        return partial(routing_all_fc, **{**layers, **fixed})
     assert method.network is not None
-    layers = {
-        name: getattr(settings, name) for name in ("blocks", "depth", "hidden", "convs", "filters", "routed_convs")
-    }
+    for name in ("recursive", "allow_pass", "allow_stop"):
+        del layers[name]
     return partial(method.network, **layers, **settings_of(config).agent.given())
 
 

@@ -1,11 +1,13 @@
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
-from routing_marl.grid import expand, parse_vary, read_grid
+from routing_marl.grid import SHIPPED, expand, parse_vary, read_grid
+from routing_marl.methods import find_method
 
 TOML = """
 methods = ["wpl", "random"]
@@ -143,7 +145,18 @@ def test_files_that_don_t_fit_are_one_line(name, text, message, tmp_path):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_comparisons_that_come_with_the_package_are_whole(name):
+    for grid in read_grid(Path(name)):
+        configs = expand(grid, RunConfig())
+        assert {"suite", "method", "seed", "epochs"} <= grid.keys()
+        for config in configs:
+            assert config.agent.given().keys() <= find_method(config.method).settings.keys()
+
+
 def test_files_that_are_not_there_or_no_text_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cluster can't be read: No such file .*; those that come .* worlds_digits"):
+        read_grid(Path("cluster"))
     with pytest.raises(UserError, match="can't be read: No such file"):
         read_grid(tmp_path / "nothere.toml")
     with pytest.raises(UserError, match="can't be read: Is a directory"):

@@ -240,9 +240,10 @@ def mmoe(suite: TaskSuite, **layers: Any) -> MixtureNetwork:
 
 def with_own(suite: TaskSuite, n_mixed: int, layers: dict[str, Any]) -> dict[str, Any]:
     """The settings of layers of which all but the first ``n_mixed`` have a block per task."""
+    n_layers = layers.get("routed_convs", 0) + layers.get("depth", 3)
     blocks = layers.get("blocks") or suite.n_tasks
-    n_own = layers.get("routed_convs", 0) + layers.get("depth", 3) - n_mixed
-    return {**layers, "blocks": [*[blocks] * n_mixed, *[suite.n_tasks] * n_own]}
+    mixed = [blocks] * n_layers if isinstance(blocks, int) else list(blocks)
+    return {**layers, "blocks": [*mixed[:n_mixed], *[suite.n_tasks] * (n_layers - n_mixed)]}
 
 
 def _pad(usage: Tensor, width: int) -> Tensor:
