@@ -217,7 +217,7 @@ def methods(options: "cli.Methods") -> None:
 def bench(options: "cli.Bench") -> None:
     """``routing-marl bench``."""
     from routing_marl import bench as benchmarks
-    from routing_marl.measuring import machine as describe
+    from routing_marl.environment import environment
 
     _set_threads(options.threads)
     keep_freed_memory()
@@ -233,7 +233,7 @@ def bench(options: "cli.Bench") -> None:
         chosen["time_to_cross_stitch"] = benchmarks.time_to_cross_stitch
     device = training.pick_device(options.device)
     settings = benchmarks.Settings(options.seconds, device, None if options.data_dir is None else str(options.data_dir))
-    machine = describe(device)
+    machine = environment(device)
     console = Console()
     console.print(", ".join(f"{name}: {value}" for name, value in machine.items()), highlight=False)
     figures = []

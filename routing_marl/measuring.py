@@ -1,6 +1,5 @@
 """How figures are measured: in one process, in turns, so that a machine's moods hit all that a ratio compares."""
 
-import os
 import platform
 import resource
 import time
@@ -42,17 +41,6 @@ class Figure:
             return None
         sign, bound = self.target
         return self.value >= bound if sign == ">=" else self.value <= bound
-
-
-def machine(device: str) -> dict[str, str]:
-    """What the figures were measured on."""
-    gpu = device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name(device) if gpu else f"{_processor()}, {os.cpu_count()} cores",
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def rounds(step: Step, seconds: float, warmup: int = 3) -> Iterator[float]:
@@ -115,11 +103,3 @@ def resident() -> float:
     except (OSError, StopIteration):
         unit = 1 if platform.system() == "Darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -601,6 +602,7 @@ def test_the_environment_is_that_of_the_process_that_trained(config, suite, tmp_
     run = train(config, tmp_path, suite=suite)
     kept = json.loads((tmp_path / ENVIRONMENT).read_text())
     assert kept["torch"] == torch.__version__ and kept["device"] == run.device and kept["threads"] == 1
+    assert kept["processor"] and (kept["commit"] is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", kept["commit"]))
     (tmp_path / ENVIRONMENT).write_text("{}")
     train(config, tmp_path, suite=suite, resume=True)  # nothing is left to do: whoever did it stays named
     assert (tmp_path / ENVIRONMENT).read_text() == "{}"
