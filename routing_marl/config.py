@@ -166,29 +166,26 @@ class NetworkConfig:
     """Filters of each convolutional layer."""
     routed_convs: int = 0
     """How many of the convolutional layers, the last ones, are routed too; all of them: routing-all."""
-    conv_blocks: int | None = None
-    """Function blocks per routed convolutional layer; by default as many as `blocks`."""
+    own_fc: bool = False
+    """Fully connected layers of each task's own: only the convolutions are routed (--routed-convs)."""
 
     def __post_init__(self) -> None:
         """Checks every setting."""
         for name in ("depth", "hidden", "convs", "filters"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, value, "it must be a whole number of at least 1")
-        for name in ("blocks", "conv_blocks"):
-            value = getattr(self, name)
-            right = "it must be a whole number of at least 1"
-            require(value is None or value >= 1, name.replace("_", "-"), value, right)
+        blocks = self.blocks
+        require(blocks is None or blocks >= 1, "blocks", blocks, "it must be a whole number of at least 1")
         require(not self.allow_stop or self.recursive, "allow-stop", self.allow_stop, "STOP needs --recursive")
         most = 0 if self.recursive else self.convs
         right = "it must lie between 0 and convs (0 with --recursive)"
         require(0 <= self.routed_convs <= most, "routed-convs", self.routed_convs, right)
-        fits = self.conv_blocks is None or self.routed_convs > 0
-        require(fits, "conv-blocks", self.conv_blocks, "it needs --routed-convs")
+        require(not self.own_fc or self.routed_convs > 0, "own-fc", self.own_fc, "it needs --routed-convs")
 
     def layer_blocks(self, n_tasks: int) -> tuple[int, ...]:
-        """Function blocks of each routed layer (not recursive), convolutions first."""
+        """Function blocks of each layer that is not the shared encoder's, convolutions first (not recursive)."""
         blocks = self.blocks or n_tasks
-        return (*[self.conv_blocks or blocks] * self.routed_convs, *[blocks] * self.depth)
+        return (*[blocks] * self.routed_convs, *[n_tasks if self.own_fc else blocks] * self.depth)
 
 
 @dataclass(frozen=True)

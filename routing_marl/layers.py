@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from routing_marl.blocks import LoopedBlocks, RoutedLayer, SharedBlock, StackedBlocks
 from routing_marl.convolution import ConvolutionalBlocks, is_convolutional
@@ -25,6 +27,26 @@ def routed_layer(blocks: Sequence[nn.Module], *, idle: bool) -> RoutedLayer:
     if _homogeneous(blocks) and is_convolutional(blocks[0]):
         return ConvolutionalBlocks(blocks, idle=idle)
     return LoopedBlocks(blocks)
+
+
+class OwnBlocks(nn.Module):
+    """A layer in which each task has a block of its own: nobody chooses.
+
+    Args:
+        blocks: that of each task.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = routed_layer(blocks, idle=False)
+
+    def forward(
+        self, v: Float[Tensor, "episode task instance *features"]
+    ) -> Float[Tensor, "episode task instance *out"]:
+        """Sends each instance through its task's block."""
+        tasks = torch.arange(v.shape[1], device=v.device).repeat(len(v))
+        out: Tensor = self.blocks(v.flatten(0, 1), tasks)
+        return out.view(*v.shape[:2], *out.shape[1:])
 
 
 def _homogeneous(blocks: Sequence[nn.Module]) -> bool:

@@ -93,6 +93,9 @@ def _oracle(suite: TaskSuite, config: RunConfig) -> static.Sharing:
     return static.oracle(suite.clusters, config.network.depth, config.network.routed_convs)
 
 
+_OWN_FC = ("soft_routing", "gumbel_softmax", "gumbel_matrix")
+"""Networks with gates that can leave the fully connected layers to the tasks."""
+
 _PAPER = "Rosenbaum et al. 2018, arXiv 1711.01239"
 
 METHODS: dict[str, Method] = {
@@ -244,7 +247,8 @@ def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[Routing
     if method.make_agent is not None:
         return engine, build_agent(method.make_agent, engine.spec, config)
     if method.sharing is not None:
-        return engine, FixedRoutes(engine.spec, method.sharing(suite, config).table)
+        table = method.sharing(suite, config).table  # which may know of towers, that nobody chooses
+        return engine, FixedRoutes(engine.spec, table[: engine.spec.n_depths])
     return engine, FixedRoutes(engine.spec, torch.zeros(1, suite.n_tasks, dtype=torch.long))
 
 
@@ -252,7 +256,6 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
     """What builds the network of a run."""
     method, settings = find_method(config.method), config.network
     layers = asdict(settings)
-    del layers["conv_blocks"]
     if not settings.recursive:
         layers["blocks"] = settings.layer_blocks(suite.n_tasks)
     if method.make_agent is not None:
@@ -262,11 +265,18 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
     if method.sharing is not None:
         blocks = method.sharing(suite, config).blocks
         routed_convs = len(blocks) - settings.depth
+        if settings.own_fc:
+            blocks = (*blocks[:routed_convs], *[suite.n_tasks] * settings.depth)
         fixed = {"blocks": blocks, "routed_convs": routed_convs, "allow_pass": False}
         return partial(routing_all_fc, **{**layers, **fixed})
     assert method.network is not None
     for name in ("recursive", "allow_pass", "allow_stop"):
         del layers[name]
+    if config.method not in _OWN_FC:
+        del layers["own_fc"]
+        if settings.own_fc:
+            right = f"own-fc is for routers, fixed sharing and {', '.join(_OWN_FC)}"
+            raise UserError(f"own-fc is True, but {config.method} mixes its layers as it does; {right}")
     return partial(method.network, **layers, **settings_of(config).agent.given())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from routing_marl.architecture import layered_parts, output_shape, recursive_parts
 from routing_marl.errors import UserError
-from routing_marl.layers import routed_layer
+from routing_marl.layers import OwnBlocks, routed_layer
 from routing_marl.suites import TaskSuite
 
 Images = UInt8[Tensor, "episode task instance height width channel"]
@@ -138,6 +138,7 @@ class RoutedNetwork(Network):
             representation at a depth are not legal there.
         n_depths: routing steps of a recursive network; None for a layered one.
         readout: maps the last representation to ``[batch, n_classes]``; None where the last layer does.
+        towers: layers after the routed ones, each of a block per task that nobody chooses.
         allow_pass: whether PASS is legal where it leaves a shape that fits.
         allow_stop: whether there is a STOP action (recursive only).
     """
@@ -150,6 +151,7 @@ class RoutedNetwork(Network):
         *,
         n_depths: int | None = None,
         readout: nn.Module | None = None,
+        towers: Sequence[Sequence[nn.Module]] = (),
         allow_pass: bool = True,
         allow_stop: bool = False,
     ) -> None:
@@ -194,7 +196,10 @@ class RoutedNetwork(Network):
             routed_layer(blocks, idle=any(idle) if self._recursive else idle[depth])
             for depth, blocks in enumerate(layers)
         )
-        out = output_shape(self.readout, self.shapes[-1])
+        self.towers = nn.Sequential(*map(OwnBlocks, towers))
+        out: tuple[int, ...] | None = self.shapes[-1]
+        for module in (*(blocks[0] for blocks in towers), self.readout):
+            out = out and output_shape(module, out)
         if out != (suite.max_classes,):
             raise UserError(
                 f"the network ends in shape {list(out or self.shapes[-1])}; the suite {suite.name} needs "
@@ -218,6 +223,7 @@ class RoutedNetwork(Network):
 
     def logits(self, v: Representation) -> Float[Tensor, "episode task instance class_"]:
         """Reads the last representation out; logits of classes that a task doesn't have are minus infinity."""
+        v = self.towers(v)
         out: Tensor = self.readout(v.flatten(0, 2))
         return self._masked(out.view(*v.shape[:3], -1))
 
@@ -234,6 +240,7 @@ def routing_all_fc(
     convs: int = 4,
     filters: int = 32,
     routed_convs: int = 0,
+    own_fc: bool = False,
 ) -> RoutedNetwork:
     """The paper's routing-all-fc: SimpleConvNet and ``depth`` routed fully connected layers.
 
@@ -249,6 +256,7 @@ def routing_all_fc(
         convs: convolutional layers of SimpleConvNet.
         filters: filters of each.
         routed_convs: how many of them, the last ones, are routed too. All: this is *routing-all*.
+        own_fc: only the convolutions are routed; the fully connected layers are each task's own.
     """
     if recursive:
         if routed_convs:
@@ -274,4 +282,7 @@ def routing_all_fc(
         filters=filters,
         routed_convs=routed_convs,
     )
-    return RoutedNetwork(suite, encoder, layers, allow_pass=allow_pass, allow_stop=allow_stop)
+    n_routed = routed_convs if own_fc else len(layers)
+    return RoutedNetwork(
+        suite, encoder, layers[:n_routed], towers=layers[n_routed:], allow_pass=allow_pass, allow_stop=allow_stop
+    )

@@ -5,13 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.functional import linear
 
 from routing_marl.cli import main
-from routing_marl.config import AgentConfig, RunConfig
+from routing_marl.config import AgentConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
+from routing_marl.layers import OwnBlocks
 from routing_marl.methods import check_settings, find_method, make_game, settings_of
 from routing_marl.paper_recipes import digits
+from routing_marl.recipes import make_suite
 from routing_marl.results import read_results
+from routing_marl.training import play_episode
 
 MODULE = '''
 import torch
@@ -110,3 +115,40 @@ def test_it_is_compared_in_a_worker(folder: Path, capsys: pytest.CaptureFixture[
 
 def test_every_method_of_ours_still_has_its_name() -> None:
     assert find_method("wpl").make_agent is not None
+
+
+OWN_FC = NetworkConfig(blocks=2, depth=2, hidden=8, routed_convs=1, own_fc=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "convs"), [("wpl", 2), ("oracle", 3), ("random_fixed", 2), ("shared_bottom", 1), ("gumbel_softmax", 2)]
+)
+def test_fully_connected_layers_of_each_tasks_own_leave_only_convolutions_to_choose(method, convs):
+    engine, agent = make_game(RunConfig(method=method, network=OWN_FC), make_suite("digit_clusters"), "cpu")
+    own = [module.blocks for module in engine.network.modules() if isinstance(module, OwnBlocks)]
+    assert [layer.n_blocks for layer in own] == [9, 9]
+    (routed,) = [layer for layer in engine.network.layers if not isinstance(layer, OwnBlocks)]
+    assert (routed.n_blocks if hasattr(routed, "n_blocks") else routed.blocks.n_blocks) == convs
+    assert engine.spec.n_depths == 1
+    assert play_episode(engine, agent).terminated
+
+
+def test_each_task_goes_on_through_its_own_layers():
+    suite = make_suite("digit_clusters")
+    engine, _ = make_game(RunConfig(network=OWN_FC), suite, "cpu")
+    network = engine.network.eval()
+    v = torch.randn(2, 9, 3, *network.shapes[-1])
+    hidden, last = (tower.blocks for tower in network.towers)
+    for task in range(9):
+        first, second = hidden.block_parameters(task), last.block_parameters(task)
+        x = torch.relu(linear(v[:, task], first["0.weight"], first["0.bias"]))
+        wanted = linear(x, second["weight"], second["bias"])
+        assert torch.allclose(network.logits(v)[:, task], wanted, atol=1e-6)
+
+
+def test_own_fully_connected_layers_are_not_for_networks_that_mix_otherwise():
+    config = RunConfig(method="cross_stitch_fc", network=OWN_FC)
+    with pytest.raises(UserError, match="own-fc is True, but cross_stitch_fc mixes its layers"):
+        make_game(config, make_suite("digit_clusters"), "cpu")
+    with pytest.raises(UserError, match="own-fc is True; it needs --routed-convs"):
+        NetworkConfig(own_fc=True)

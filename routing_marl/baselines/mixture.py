@@ -21,7 +21,7 @@ from routing_marl.baselines.gates import (
     Weights,
 )
 from routing_marl.config import require
-from routing_marl.layers import routed_layer
+from routing_marl.layers import OwnBlocks
 from routing_marl.network import UnroutedNetwork
 from routing_marl.suites import TaskSuite
 
@@ -94,20 +94,6 @@ class DenseMixture(MixtureLayer):
         return mixed.view(*shape, *out.shape[2:])
 
 
-class OwnBlocks(nn.Module):
-    """A layer in which each task has a block of its own."""
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = routed_layer(blocks, idle=False)
-
-    def forward(self, v: Representation) -> Float[Tensor, "episode task instance *out"]:
-        """Sends each instance through its task's block."""
-        tasks = torch.arange(v.shape[1], device=v.device).repeat(len(v))
-        out: Tensor = self.blocks(v.flatten(0, 1), tasks)
-        return out.view(*v.shape[:2], *out.shape[1:])
-
-
 class MixtureNetwork(UnroutedNetwork):
     """An encoder, and layers that route by themselves.
 
@@ -157,16 +143,24 @@ class TaskMixtureNetwork(MixtureNetwork):
         suite: the tasks.
         make_gate: makes a gate for so many tasks and blocks.
         gate_rate: learning rate of the logits.
+        own_fc: whether the fully connected layers are each task's own, and only the convolutional ones mixtures.
         layers: see :func:`routing_marl.network.routing_all_fc`.
     """
 
     def __init__(
-        self, suite: TaskSuite, make_gate: Callable[[int, int], TaskGate], gate_rate: float, **layers: Any
+        self,
+        suite: TaskSuite,
+        make_gate: Callable[[int, int], TaskGate],
+        gate_rate: float,
+        *,
+        own_fc: bool = False,
+        **layers: Any,
     ) -> None:
         require(gate_rate >= 0, "gate-rate", gate_rate, "a learning rate must be at least 0")
         encoder, blocks = layered_parts(suite, **layers)
-        mixtures = [DenseMixture(make_gate(suite.n_tasks, len(layer)), layer) for layer in blocks]
-        super().__init__(suite, encoder, mixtures)
+        n_mixed = layers["routed_convs"] if own_fc else len(blocks)
+        mixtures = [DenseMixture(make_gate(suite.n_tasks, len(layer)), layer) for layer in blocks[:n_mixed]]
+        super().__init__(suite, encoder, [*mixtures, *map(OwnBlocks, blocks[n_mixed:])])
         self._gate_rate = gate_rate
 
     @property

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from routing_marl.architecture import layered_parts
 from routing_marl.baselines.gates import Noise
-from routing_marl.baselines.mixture import MixtureLayer, MixtureNetwork, OwnBlocks, with_own
+from routing_marl.baselines.mixture import MixtureLayer, MixtureNetwork, with_own
 from routing_marl.config import require
 from routing_marl.errors import UserError
+from routing_marl.layers import OwnBlocks
 from routing_marl.suites import TaskSuite
 
 
