@@ -80,6 +80,11 @@ class ActorCriticNetwork(SamplingAgent):
         """Softmax over the logits of the legal actions."""
         return masked_softmax(self.function.at(observation)[..., :-1], observation.mask)
 
+    @torch.no_grad()
+    def expected_return(self, observation: Observation) -> Float[Tensor, "episode task"]:
+        """The critic."""
+        return self.function.at(observation)[..., -1]
+
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:
         """Takes one step; returns the mean return, and the mean entropy of the decisions."""
         outputs = self.function.over(trajectory)

@@ -5,7 +5,7 @@ agent per task. It collapses easily: one routing agent gets everything.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +78,18 @@ class Dispatcher:
             weight = self._one_hot(self._assigned(observation.mask.shape[:2])).float()
         policies: Tensor = self.routing.policy(self._seats(observation))  # type: ignore[attr-defined]
         return (weight.unsqueeze(-1) * policies.view(*weight.shape, -1)).sum(2)
+
+    @property
+    def expected_return(self) -> Callable[[Observation], Float[Tensor, "episode task"]]:
+        """What the assigned agents expect; no such attribute where routing agents don't say."""
+        ask = self.routing.expected_return  # type: ignore[attr-defined]
+
+        def of_the_assigned(observation: Observation) -> Float[Tensor, "episode task"]:
+            assignment = self._assigned(observation.mask.shape[:2])
+            expected: Tensor = ask(self._seats(observation))
+            return expected.gather(1, assignment.flatten().unsqueeze(-1)).view(assignment.shape)
+
+        return of_the_assigned
 
     @torch.no_grad()
     def learn(self, trajectory: Trajectory) -> Mapping[str, Tensor]:

@@ -101,6 +101,12 @@ class WPLNetwork(SamplingAgent):
         return masked_softmax(self.function.at(observation)[..., : self.spec.n_actions], observation.mask)
 
     @torch.no_grad()
+    def expected_return(self, observation: Observation) -> Float[Tensor, "episode task"]:
+        """The mean of ``Rhat`` under the policy."""
+        logits, expected = self.function.at(observation).chunk(2, dim=-1)
+        return (masked_softmax(logits, observation.mask) * expected).sum(-1)
+
+    @torch.no_grad()
     def targets(
         self,
         trajectory: Trajectory,

@@ -35,6 +35,7 @@ from routing_marl.evaluation import evaluate
 from routing_marl.methods import METHODS, check_settings, make_game
 from routing_marl.paper_recipes import digits
 from routing_marl.protocol import GameSpec, Observation, Trajectory, as_vectors
+from routing_marl.returns import Returns
 from routing_marl.synchronisation import synchronisations
 from routing_marl.training import Run, play_episode
 
@@ -141,6 +142,8 @@ def test_wpl_network_by_hand() -> None:
     moved = (agent.function.network.depth.detach() - before).flatten()
     torch.testing.assert_close(moved[:3], wanted - torch.tensor([0.5, 0.3, 0.2]))  # target - pi
     torch.testing.assert_close(moved[3:], torch.tensor([0.0, 1.0, 0.0]))  # return - Rhat, at a rate of 1
+    seen = Observation(0, torch.ones(1, 1, 3, dtype=torch.bool))
+    torch.testing.assert_close(agent.expected_return(seen), agent.policy(seen)[..., 1])  # of the only Rhat that is not 0
 
 
 def test_a_target_held_fixed_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +221,9 @@ def test_linear_policies_learn_as_tables_do(table, network, episodes) -> None:
         agent.learn(trajectory)
     learned = agent.function.network.depth.detach()
     torch.testing.assert_close(learned, torch.cat([expected.logits, expected.baseline.unsqueeze(-1)], -1))
+    for depth in range(D):
+        seen = start_at(depth, episodes=2)
+        torch.testing.assert_close(agent.expected_return(seen), expected.expected_return(seen))
 
 
 @pytest.mark.parametrize(("table", "network"), [(QLearning, QNetwork), (SARSA, SARSANetwork)])
@@ -343,6 +349,7 @@ def test_a_dispatcher_that_sends_each_task_to_its_own_agent_is_an_agent_per_task
     dispatched.act(start_at(0))
     for depth in range(D):
         torch.testing.assert_close(dispatched.policy(start_at(depth)), apart.policy(start_at(depth)))
+        torch.testing.assert_close(dispatched.expected_return(start_at(depth)), apart.expected_return(start_at(depth)))
 
 
 def test_a_dispatcher_with_one_routing_agent_is_a_single_agent_without_a_label() -> None:
@@ -403,6 +410,7 @@ def test_the_assignment_holds_for_the_whole_route() -> None:
     who = played[0]
     assert set(who.unique().tolist()) == {0, 1}
     assert torch.equal(played, torch.stack([who, who + 1, who]))
+    assert not hasattr(agent, "expected_return")  # nor have those who route
 
 
 def test_a_dispatcher_must_have_assigned_before_others_act() -> None:
@@ -448,9 +456,12 @@ def test_decisions_are_made_per_instance_or_per_batch_without_waiting(name, engi
         play_episode(game, agent)
         active.append(game.trajectory.active)
     assert not torch.stack(active).all()
+    returns = Returns(game.spec, agent)
     with synchronisations() as found:
-        play_episode(game, agent)
+        play_episode(game, agent, returns)
     assert found == []
+    _, expected = returns.means()  # all of them say what they expect
+    assert expected.isfinite().all()
     assert game.trajectory.actions.shape == (3, engine.episodes, 10)
     policy = evaluate(game, agent, "test").policy
     assert policy is not None
