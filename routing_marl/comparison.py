@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -40,12 +41,15 @@ def compare(
         The rows of all runs, in the order of ``configs``; and the runs that failed.
 
     Raises:
-        UserError: the folder can't be written to, or another comparison is at work in it.
+        UserError: runs differ in nothing but their epochs, the folder can't be written to, or another comparison is at
+            work in it.
     """
+    runs = list(dict.fromkeys(map(settings_of, configs)))
+    _check_epochs(runs)
     output_folder(out / RUNS)
     with _alone_in(out):
         remove_leftovers(out / RUNS)
-        units = [Unit(config, out / RUNS / config.name) for config in dict.fromkeys(map(settings_of, configs))]
+        units = [Unit(config, out / RUNS / config.name) for config in runs]
         if not resume:
             for unit in units:
                 (unit.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -66,6 +70,18 @@ def compare(
         if frames:
             write_results(out / RESULTS, frame)
         return frame, failures
+
+
+def _check_epochs(configs: Sequence[RunConfig]) -> None:
+    """Raises UserError for two lengths of the same run: its scores after each epoch would count twice."""
+    lengths: dict[RunConfig, int] = {}
+    for config in configs:
+        length = lengths.setdefault(replace(config, epochs=1), config.epochs)
+        if length != config.epochs:
+            raise UserError(
+                f"epochs is {length} and {config.epochs} for {config.method} on {config.suite}, seed {config.seed}; "
+                "give one, since a run keeps its scores after every epoch"
+            )
 
 
 @contextmanager

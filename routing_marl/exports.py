@@ -33,7 +33,7 @@ def marl_eval(frame: pd.DataFrame, split: str = "test") -> dict[str, Any]:
     (``step_count``). The absolute metrics are those of the last epoch: picking the best one would be picking by the
     very data that is scored. Environments and tasks are in small letters, as marl-eval looks them up.
     """
-    rows = frame[(frame["split"] == split) & (frame["task"] != MEAN_TASK)].sort_values("epoch")
+    rows = frame[(frame["split"] == split) & (frame["task"] != MEAN_TASK)].sort_values(["epoch", "task"], kind="stable")
     if rows.empty:
         raise UserError(f"there are no scores per task of the {split} split; choose another --split")
     layout: dict[str, Any] = {}

@@ -43,6 +43,9 @@ LATER_COLUMNS: dict[str, str | float] = {
 }
 """What older files lack, and what stands there instead."""
 
+KEY = ["suite", "method", "settings", "seed", "epoch", "split", "task"]
+"""The columns that tell rows apart."""
+
 MEAN_TASK = -1
 
 Row = dict[str, Any]
@@ -69,7 +72,11 @@ def write_results(path: Path, frame: pd.DataFrame) -> None:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Reads results.parquet; UserError where it is missing, broken or of other columns."""
+    """Reads results.parquet.
+
+    Raises:
+        UserError: it is missing, broken, of other columns, or has two rows for the same scores.
+    """
     try:
         frame = pd.read_parquet(path)
     except FileNotFoundError as error:
@@ -80,5 +87,14 @@ def read_results(path: Path) -> pd.DataFrame:
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(SCHEMA)}")
     added: dict[str, Any] = {name: value for name, value in LATER_COLUMNS.items() if name not in frame}
-    frame = frame.assign(**added).astype({name: SCHEMA[name] for name in added})
+    frame = frame.assign(**added)
+    for name, kind in SCHEMA.items():
+        try:
+            frame[name] = frame[name].astype(kind)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} has something else than {kind} in its column {name}") from error
+    if (twice := frame.duplicated(KEY)).any():
+        row = frame[twice].iloc[0]
+        what = " ".join(f"{name} {row[name]}" for name in KEY if row[name] != "")
+        raise UserError(f"{path} has two rows for {what}; give tables of different runs other settings or seeds")
     return frame[[*SCHEMA, *(name for name in frame if name not in SCHEMA)]]

@@ -17,8 +17,9 @@ class Routes(NamedTuple):
     """What a run keeps of its routes, in ``routes.npz``: after every epoch, on its last held-out split.
 
     Attributes:
-        usage: share of each task's greedy decisions that took each action.
-        legal: the actions that shapes allow.
+        usage: share of each task's greedy decisions that took each action. Where gates of the network's own decide
+            (:meth:`routing_marl.network.Network.gate_usage`), the share that they give to each block, and last to none.
+        legal: the actions that shapes allow; where gates decide, those that they ever took.
         n_blocks: function blocks; the actions behind them are PASS and, where there is one, STOP.
         task_names: one per task.
         policy: the mean probability that each agent gives to each action; None where agents don't say.
@@ -40,12 +41,14 @@ def routes_kept(
 ) -> dict[str, Any]:
     """The arrays of ``routes.npz``; :class:`Routes` describes them."""
     clusters = engine.suite.clusters
+    shares = np.stack([epoch.numpy() for epoch in usage])
+    by_gates = shares.shape[-1] > engine.spec.n_actions  # then agents have nothing to choose
     kept = Routes(
-        usage=np.stack([shares.numpy() for shares in usage]),
-        legal=engine.spec.legal.cpu().numpy(),
-        n_blocks=np.array(engine.network.pass_action),
+        usage=shares,
+        legal=(shares > 0).any((0, 2)) if by_gates else engine.spec.legal.cpu().numpy(),
+        n_blocks=np.array(shares.shape[-1] - 1 if by_gates else engine.network.pass_action),
         task_names=np.array(engine.suite.task_names),
-        policy=np.stack([policy.numpy() for policy in policies]) if policies else None,
+        policy=np.stack([policy.numpy() for policy in policies]) if policies and not by_gates else None,
         returns=np.stack([both.numpy() for both in returns]),
         clusters=None if clusters is None else clusters.cpu().numpy(),
     )

@@ -125,6 +125,14 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(configs, tmp_path):
     pd.testing.assert_frame_equal(without_clock(frame), without_clock(expected), check_exact=True)
 
 
+def test_two_lengths_of_the_same_run_are_refused(configs, tmp_path):
+    """Their common epochs would count twice, as if they were seeds."""
+    longer = [*configs, replace(configs[1], epochs=5)]
+    with pytest.raises(UserError, match="epochs is 2 and 5 for shared_bottom on .*, seed 0; give one"):
+        compare(longer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_diverges_is_reported_and_the_others_go_on(configs, tmp_path):
     bold = replace(configs[0], engine=replace(configs[0].engine, lr=1e30))
     frame, failures = compare([bold, *configs[1:]], tmp_path)

@@ -164,7 +164,7 @@ def test_what_a_run_does_not_know_is_left_out():
     assert {"route_overlap", "adjusted_mutual_information", "flip"}.isdisjoint(frame["measure"])
 
 
-@pytest.mark.parametrize("method", ["wpl", "q_learning", "policy_gradient", "random", "cross_stitch"])
+@pytest.mark.parametrize("method", ["wpl", "q_learning", "actor_critic_network", "random", "cross_stitch"])
 def test_a_run_is_diagnosed_from_its_folder(method, config, suite, tmp_path):  # noqa: F811
     run = train(dataclasses.replace(config, method=method, epochs=3), tmp_path, suite=suite)
     routes = read_routes(tmp_path)
@@ -174,8 +174,20 @@ def test_a_run_is_diagnosed_from_its_folder(method, config, suite, tmp_path):  #
     assert int(routes.n_blocks) == run.engine.network.pass_action
     frame = diagnose(tmp_path)
     assert np.isfinite(frame["value"][frame["measure"] != "kl"]).all()
-    told = method in ("wpl", "q_learning", "policy_gradient")
+    told = method in ("wpl", "q_learning", "actor_critic_network")
     assert ("expected_return" in set(frame["measure"])) == told
+
+
+def test_gates_are_diagnosed_by_the_blocks_that_they_mix(config, suite, tmp_path):  # noqa: F811
+    """Their agents have nothing to choose: what they do is neither a policy nor PASS."""
+    train(dataclasses.replace(config, method="mmoe"), tmp_path, suite=suite)
+    routes = read_routes(tmp_path)
+    n_experts = suite.n_tasks  # by default
+    assert int(routes.n_blocks) == n_experts and routes.policy is None
+    assert routes.legal.tolist() == [[True] * n_experts + [False]]
+    frame = diagnose(routes)
+    assert min(pick(frame, "blocks_in_use")) > 1 and set(pick(frame, "pass_share")) == {0.0}
+    assert {"entropy", "kl"}.isdisjoint(frame["measure"])
 
 
 def test_what_is_no_run_is_refused(tmp_path):

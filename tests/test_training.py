@@ -488,6 +488,24 @@ def test_results_that_are_no_results_are_refused(kind, tmp_path):
         read_results(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: pd.concat([frame, frame[:1]]), "two rows for suite made_up method wpl seed 0 epoch 1 split test"),
+        (lambda frame: frame.assign(task="all"), "something else than int64 in its column task"),
+        (lambda frame: frame.assign(seed=np.nan), "something else than int64 in its column seed"),
+    ],
+)
+def test_tables_that_would_be_misread_are_refused(change, message, tmp_path):
+    row = {**dict.fromkeys(SCHEMA, 0), "run": "r", "suite": "made_up", "method": "wpl", "settings": "", "split": "test"}
+    frame = pd.DataFrame([{**row, "epoch": epoch} for epoch in (1, 2)]).astype(SCHEMA)
+    change(frame).to_parquet(tmp_path / RESULTS)
+    with pytest.raises(UserError, match=message):
+        read_results(tmp_path / RESULTS)
+    frame.assign(task=frame["task"].astype(str)).to_parquet(tmp_path / RESULTS)  # a number is a number
+    pd.testing.assert_frame_equal(read_results(tmp_path / RESULTS), frame, check_exact=True)
+
+
 # -- the output folder -----------------------------------------------------------------------------------------------
 
 

@@ -249,9 +249,7 @@
     const byTask = T <= 20; // more ribbons than that are one grey
     const links = new Map(), used = new Map();
     const node = (key, label, tint, column, row, rows) => {
-      if (!used.has(key)) {
-        used.set(key, { place: used.size, label, tint, x: 0.001 + 0.998 * column / D, y: (row + 0.5) / rows });
-      }
+      if (!used.has(key)) used.set(key, { place: used.size, label, tint, column, at: (row + 0.5) / rows, share: 0 });
       return used.get(key).place;
     };
     const link = (from, to, value, t) => {
@@ -263,22 +261,44 @@
       a < routes.blocks ? "#44546a" : "#aab4bf", d + 1, a, A);
     for (let t = 0; t < T; t++) {
       const start = node(`task ${t}`, short(routes.tasks[t], 14), byTask ? colour(t) : "#44546a", 0, t, T);
+      used.get(`task ${t}`).share = 1 / T;
       let before = [[start, 1]];
       for (let d = 0; d < D; d++) {
         const shares = [...routes.read(e, d, t)].map((v, a) => [a, v / 255]).filter(([, v]) => v > 0.02);
         for (const [from, p] of before) for (const [a, q] of shares) link(from, step(d, a), p * q, t);
         before = shares.map(([a, q]) => [step(d, a), q]);
+        for (const [a, q] of shares) used.get(`${d} ${a}`).share += q / T;
       }
     }
     const nodes = [...used.values()], all = [...links.values()];
+    const height = Math.min(150 + 24 * T, 700), margin = { l: 8, r: 12, t: 14, b: 30 }, pad = T > 20 ? 4 : 9;
+    spread(nodes, D, pad / (height - margin.t - margin.b));
     drawSmall(at("flow"), [{
       type: "sankey", arrangement: "snap",
-      node: { label: nodes.map((n) => n.label), color: nodes.map((n) => n.tint), x: nodes.map((n) => n.x),
-        y: nodes.map((n) => n.y), pad: T > 20 ? 4 : 9, thickness: narrow() ? 9 : 14, line: { width: 0 },
+      node: { label: nodes.map((n) => n.label), color: nodes.map((n) => n.tint),
+        x: nodes.map((n) => 0.001 + 0.998 * n.column / D), y: nodes.map((n) => n.at), pad, thickness: narrow() ? 9 : 14, line: { width: 0 },
         hovertemplate: "%{label}: %{value:.2f} tasks<extra></extra>" },
       link: { source: all.map((l) => l.from), target: all.map((l) => l.to), value: all.map((l) => l.value),
         color: all.map((l) => l.tint), hovertemplate: "%{source.label} to %{target.label}: %{value:.2f} tasks<extra></extra>" },
-    }], { height: Math.min(150 + 24 * T, 700), margin: { l: 8, r: 12, t: 14, b: 30 }, font: { size: narrow() ? 10 : 12 } });
+    }], { height, margin, font: { size: narrow() ? 10 : 12 } });
+  }
+
+  // Moves nodes apart, and all of them inside: Plotly lets a column of tall ones run out of the picture.
+  function spread(nodes, D, gap) {
+    const columns = Array.from({ length: D + 1 }, (_, c) => nodes.filter((n) => n.column === c).sort((a, b) => a.at - b.at));
+    const scale = Math.min(...columns.map((of) => (1 - gap * (of.length - 1)) / of.reduce((total, n) => total + n.share, 0)));
+    for (const column of columns) {
+      let end = -gap;
+      for (const n of column) {
+        n.at = Math.max(n.at, end + gap + n.share * scale / 2);
+        end = n.at + n.share * scale / 2;
+      }
+      let start = 1 + gap;
+      for (const n of column.reverse()) {
+        n.at = Math.min(n.at, start - gap - n.share * scale / 2);
+        start = n.at - n.share * scale / 2;
+      }
+    }
   }
 
   function drawPolicies() {
