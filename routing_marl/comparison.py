@@ -63,13 +63,22 @@ def compare(
         for unit in units:
             if unit.config not in failed:
                 try:
-                    frames.append(read_results(unit.folder / RESULTS))
+                    frames.append(_rows_of(unit))
                 except UserError as error:
                     failures.append(Failure(unit.config, str(error)))
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         if frames:
             write_results(out / RESULTS, frame)
         return frame, failures
+
+
+def _rows_of(unit: Unit) -> pd.DataFrame:
+    """The results of a finished run; UserError where its file is missing, broken or somebody else's."""
+    path = unit.folder / RESULTS
+    frame = read_results(path)
+    if others := sorted({*frame["run"]} - {unit.config.name}):
+        raise UserError(f"{path} has rows of {others[0]}; delete its folder, and the run is made again")
+    return frame
 
 
 def _check_epochs(configs: Sequence[RunConfig]) -> None:

@@ -24,7 +24,7 @@ from routing_marl.errors import UserError
 from routing_marl.files import write_whole
 from routing_marl.report_details import METRICS, Json, columns, numbers, run_details, spread
 from routing_marl.results import MEAN_TASK, read_results
-from routing_marl.statistics import caveat, time_to_accuracy
+from routing_marl.statistics import caveat, median_times
 from routing_marl.summary import final_scores, labelled, summarise
 from routing_marl.training import RESULTS
 
@@ -70,7 +70,9 @@ def content(results: Path) -> Json:
     path = results / RESULTS if results.is_dir() else results
     frame = read_results(path)
     if not (frame["task"] == MEAN_TASK).any():
-        raise UserError(f"{path} has no rows of task {MEAN_TASK}, the mean over tasks; give the results of finished runs")
+        raise UserError(
+            f"{path} has no rows of task {MEAN_TASK}, the mean over tasks; give the results of finished runs"
+        )
     splits = list(dict.fromkeys(frame["split"]))
     split = "test" if "test" in splits else splits[-1]
     frame = labelled(frame)
@@ -134,17 +136,10 @@ def _curves(means: pd.DataFrame, order: Sequence[str]) -> list[Json | None]:
 
 def _reached(means: pd.DataFrame, order: Sequence[str], split: str) -> Json:
     """Per method the median over seeds of the epoch, and of the time, at which a target was reached first."""
-    accuracy = means.loc[means["split"] == split, "accuracy"]
-    targets = np.unique(np.linspace(accuracy.min(), accuracy.max(), _TARGETS))
-    reached: Json = {"target": numbers(targets)}
+    reached: Json = {}
     for unit in ("epoch", "wall_s"):
-        medians = pd.DataFrame(
-            {
-                target: time_to_accuracy(means, target, unit=unit, split=split).groupby("method").median()
-                for target in targets
-            }
-        )
-        reached[unit] = [numbers(medians.loc[method]) for method in order]
+        medians = median_times(means, _TARGETS, unit=unit, split=split)
+        reached |= {"target": numbers(medians.columns), unit: [numbers(medians.loc[method]) for method in order]}
     return reached
 
 

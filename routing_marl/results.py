@@ -71,6 +71,15 @@ def write_results(path: Path, frame: pd.DataFrame) -> None:
     write_whole(path, lambda temporary: frame.to_parquet(temporary, index=False))
 
 
+def _typed(path: Path, column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """The column as its documented type."""
+    kind = SCHEMA[str(column.name)]
+    try:
+        return column.astype(kind)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} has something else than {kind} in its column {column.name}") from error
+
+
 def read_results(path: Path) -> pd.DataFrame:
     """Reads results.parquet.
 
@@ -88,11 +97,7 @@ def read_results(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(SCHEMA)}")
     added: dict[str, Any] = {name: value for name, value in LATER_COLUMNS.items() if name not in frame}
     frame = frame.assign(**added)
-    for name, kind in SCHEMA.items():
-        try:
-            frame[name] = frame[name].astype(kind)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} has something else than {kind} in its column {name}") from error
+    frame = frame.assign(**{name: _typed(path, frame[name]) for name in SCHEMA})
     if (twice := frame.duplicated(KEY)).any():
         row = frame[twice].iloc[0]
         what = " ".join(f"{name} {row[name]}" for name in KEY if row[name] != "")

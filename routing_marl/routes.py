@@ -45,7 +45,7 @@ def routes_kept(
     by_gates = shares.shape[-1] > engine.spec.n_actions  # then agents have nothing to choose
     kept = Routes(
         usage=shares,
-        legal=(shares > 0).any((0, 2)) if by_gates else engine.spec.legal.cpu().numpy(),
+        legal=np.asarray((shares > 0).any((0, 2))) if by_gates else engine.spec.legal.cpu().numpy(),
         n_blocks=np.array(shares.shape[-1] - 1 if by_gates else engine.network.pass_action),
         task_names=np.array(engine.suite.task_names),
         policy=np.stack([policy.numpy() for policy in policies]) if policies and not by_gates else None,

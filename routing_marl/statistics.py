@@ -181,6 +181,24 @@ def time_to_accuracy(
     return times.groupby([rows[name] for name in RUN]).min()
 
 
+def median_times(
+    runs: pd.DataFrame, n_targets: int, *, metric: str = "accuracy", unit: str = "epoch", split: str = "test"
+) -> pd.DataFrame:
+    """The median over runs of :func:`time_to_accuracy`: a row per method, a column per target; inf for "not half".
+
+    Args:
+        runs: rows of results.parquet, of one suite.
+        n_targets: number of targets, evenly spread between the lowest and the highest mean over tasks.
+        metric: ``"accuracy"`` or ``"balanced_accuracy"``.
+        unit: ``"epoch"`` or ``"wall_s"``.
+        split: which split.
+    """
+    scores = _means(runs, split)[metric]
+    targets = np.unique(np.linspace(scores.min(), scores.max(), n_targets))
+    times = {target: time_to_accuracy(runs, target, metric=metric, unit=unit, split=split) for target in targets}
+    return pd.DataFrame(times).groupby("method").median()
+
+
 def area_under_curve(runs: pd.DataFrame, metric: str = "accuracy", split: str = "test") -> "pd.Series[float]":
     """The mean height of each run's learning curve over its epochs (trapezoids; the value itself for one epoch)."""
     rows = _means(runs, split).sort_values("epoch")

@@ -64,6 +64,8 @@ def run_unit(
         suite = load_suite(config)
         keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
         train(config, unit.folder, resume=True, suite=suite, on_progress=on_progress, on_epoch=on_epoch)
+    except UserError as error:
+        return str(error)
     except Exception as error:
         return " ".join(f"{type(error).__name__}: {error}".split())
     return None

@@ -128,7 +128,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(configs, tmp_path):
 def test_two_lengths_of_the_same_run_are_refused(configs, tmp_path):
     """Their common epochs would count twice, as if they were seeds."""
     longer = [*configs, replace(configs[1], epochs=5)]
-    with pytest.raises(UserError, match="epochs is 2 and 5 for shared_bottom on .*, seed 0; give one"):
+    with pytest.raises(UserError, match=r"epochs is 2 and 5 for shared_bottom on .*, seed 0; give one"):
         compare(longer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -137,7 +137,7 @@ def test_a_run_that_diverges_is_reported_and_the_others_go_on(configs, tmp_path)
     bold = replace(configs[0], engine=replace(configs[0].engine, lr=1e30))
     frame, failures = compare([bold, *configs[1:]], tmp_path)
     assert [failure.config for failure in failures] == [bold]
-    assert failures[0].reason.startswith("TrainingFailed: the loss of update 2") and "\n" not in failures[0].reason
+    assert failures[0].reason.startswith("the loss of update 2") and "\n" not in failures[0].reason
     runs = frame[["method", "seed"]].drop_duplicates().apply(tuple, axis=1).tolist()
     assert runs == [(config.method, config.seed) for config in configs[1:]]
 
@@ -151,6 +151,16 @@ def test_a_broken_checkpoint_is_reported_and_the_others_go_on(configs, tmp_path)
     assert "not a readable checkpoint" in failures[0].reason and str(broken) in failures[0].reason
     assert frame[["method", "seed"]].drop_duplicates().shape[0] == 3
     assert broken.read_bytes() == b"half of it"
+
+
+def test_results_of_another_run_are_not_taken_for_a_run_s_own(configs, tmp_path):
+    compare(configs[:2], tmp_path)
+    ours, theirs = (tmp_path / RUNS / config.name / RESULTS for config in configs[:2])
+    ours.write_bytes(theirs.read_bytes())
+    frame, failures = compare(configs[:2], tmp_path)
+    assert [failure.config for failure in failures] == [configs[0]]
+    assert f"{ours} has rows of {configs[1].name}; delete its folder" in failures[0].reason
+    assert set(frame["run"]) == {configs[1].name}
 
 
 def test_nothing_is_written_where_no_run_ends_well(configs, tmp_path):

@@ -143,7 +143,9 @@ def test_wpl_network_by_hand() -> None:
     torch.testing.assert_close(moved[:3], wanted - torch.tensor([0.5, 0.3, 0.2]))  # target - pi
     torch.testing.assert_close(moved[3:], torch.tensor([0.0, 1.0, 0.0]))  # return - Rhat, at a rate of 1
     seen = Observation(0, torch.ones(1, 1, 3, dtype=torch.bool))
-    torch.testing.assert_close(agent.expected_return(seen), agent.policy(seen)[..., 1])  # of the only Rhat that is not 0
+    torch.testing.assert_close(
+        agent.expected_return(seen), agent.policy(seen)[..., 1]
+    )  # of the only Rhat that is not 0
 
 
 def test_a_target_held_fixed_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:

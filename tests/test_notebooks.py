@@ -40,7 +40,7 @@ def test_comparison(tmp_path: Path) -> None:
     assert "0 failed; ['results.parquet', 'runs']" in printed
     assert "'wpl': (6, 10)" in printed and "probability" in printed and "area under the curve" in shown
     assert re.search(r"with 6 seeds each: .* with probability [01]\.\d\d \(95 % interval", printed)
-    assert pictures == 4
+    assert pictures == 5
 
 
 @pytest.mark.parametrize("name", ["quickstart.ipynb", "comparison.ipynb"])

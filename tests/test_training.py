@@ -491,7 +491,10 @@ def test_results_that_are_no_results_are_refused(kind, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frame: pd.concat([frame, frame[:1]]), "two rows for suite made_up method wpl seed 0 epoch 1 split test"),
+        (
+            lambda frame: pd.concat([frame, frame[:1]]),
+            "two rows for suite made_up method wpl seed 0 epoch 1 split test",
+        ),
         (lambda frame: frame.assign(task="all"), "something else than int64 in its column task"),
         (lambda frame: frame.assign(seed=np.nan), "something else than int64 in its column seed"),
     ],

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
@@ -15,10 +14,10 @@ from scipy.cluster import hierarchy
 
 from routing_marl.diagnostics import ALL, MEASURES, route_tree
 from routing_marl.errors import UserError
+from routing_marl.plots.lines import COLOURS
 
 History = Float[np.ndarray, "time line action"]
 
-_COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 
 
@@ -46,7 +45,7 @@ def simplex(
         axes.set_title(title, fontsize=10)
         (_triangle if three else _unit_interval)(axes, actions, targets, history)
         for line in range(history.shape[1]):
-            colour = _COLOURS[line % len(_COLOURS)]
+            colour = COLOURS[line % len(COLOURS)]
             label = None if names is None else names[line]
             if three:
                 _path(axes, history[:, line] @ _CORNERS, colour, label)
@@ -78,7 +77,7 @@ def phase_portrait(
         axes.axhline(0.5, color="0.85", lw=0.8, zorder=0)
         axes.axvline(0.5, color="0.85", lw=0.8, zorder=0)
         for game in range(history.shape[1]):
-            _path(axes, history[:, game, :, 0], _COLOURS[game % len(_COLOURS)])
+            _path(axes, history[:, game, :, 0], COLOURS[game % len(COLOURS)])
         if target is not None:
             axes.plot(*target, marker="*", ms=14, color="black", mfc="gold", zorder=5)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel=f"player 0: P({action})")
@@ -104,7 +103,7 @@ def diagnostics_over_epochs(frame: pd.DataFrame, measures: Sequence[str] | None 
             by_epoch = of_depth.groupby("epoch")["value"]
             mean = by_epoch.mean()
             whole = depth == ALL
-            colour = "black" if whole else _COLOURS[int(str(depth)) % len(_COLOURS)]
+            colour = "black" if whole else COLOURS[int(str(depth)) % len(COLOURS)]
             label = "whole route" if whole else f"depth {depth}"
             axes.plot(mean.index, mean, color=colour, label=label, marker="." if len(mean) < 30 else None)
             if (of_depth["task"] != ALL).any():
@@ -160,7 +159,7 @@ def route_similarity(
         groups = np.unique(clusters, return_inverse=True)[1]
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
             for label, task in zip(labels, order, strict=True):
-                label.set_color(_COLOURS[groups[task] % len(_COLOURS)])
+                label.set_color(COLOURS[groups[task] % len(COLOURS)])
     figure.colorbar(image, ax=axes, label="share of depths with the same action", location="top", shrink=0.7, aspect=30)
     return figure
 
