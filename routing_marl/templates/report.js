@@ -63,6 +63,9 @@
 
   const depthTitles = (n) => Array.from({ length: n }, (_, d) => [`depth ${d}`]);
 
+  // Ticks at whole epochs where there are so few that Plotly would put some between them.
+  const wholes = (epochs) => (Math.max(0, ...epochs) > 8 ? {} : { dtick: 1 });
+
   const isLoss = () => metric === "loss";
   const scaled = (values) => values.map((v) => (v === null ? null : isLoss() ? v : 100 * v));
   const unit = () => metric.replace("_", " ") + (isLoss() ? "" : " / %");
@@ -131,7 +134,8 @@
     const least = Math.min(...ends), most = Math.max(...ends), room = 0.08 * (most - least) + (isLoss() ? 0.005 : 0.5);
     draw(at("curves"), traces, {
       height: narrow() ? 340 : 460,
-      xaxis: { title: { text: against === "epoch" ? "epoch" : "training time / s" } },
+      xaxis: { title: { text: against === "epoch" ? "epoch" : "training time / s" },
+        dtick: null, ...(against === "epoch" ? wholes(traces.flatMap((trace) => trace.x)) : {}) },
       yaxis: { title: { text: `${split} ${unit()}` }, ...(ends.length ? { range: [least - room, most + room] } : {}) },
       uirevision: [suite, split, metric, against].join(),
     });
@@ -148,7 +152,8 @@
     })), {
       height: narrow() ? 320 : 400,
       xaxis: { title: { text: `${data.split} accuracy / %` } },
-      yaxis: { title: { text: kind === "epoch" ? "epochs" : "training time / s" }, rangemode: "tozero" },
+      yaxis: { title: { text: kind === "epoch" ? "epochs" : "training time / s" }, rangemode: "tozero",
+        dtick: null, ...(kind === "epoch" ? wholes(reached.epoch.flat()) : {}) },
     });
   }
 
@@ -174,7 +179,7 @@
       }
       drawSmall(divs[place], traces, {
         height: 190, margin: { l: 40, r: 8, t: 6, b: 34 },
-        xaxis: { title: { text: "epoch", standoff: 2, font: { size: 11 } }, nticks: 6 },
+        xaxis: { title: { text: "epoch", standoff: 2, font: { size: 11 } }, nticks: 6, ...wholes(traces.flatMap((trace) => trace.x)) },
         yaxis: SHARES.includes(measure) ? { range: [-0.04, 1.04], nticks: 5 } : { nticks: 5 },
       });
     });
