@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import current_process
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,8 @@ def compare(
 ) -> tuple[pd.DataFrame, list[Failure]]:
     """Runs all configurations, and gathers their results in ``out / "results.parquet"``.
 
+    A script calls it under ``if __name__ == "__main__":``, since workers import the script.
+
     Args:
         configs: the runs. Those that differ only in settings that their method doesn't have are one.
         out: folder; each run has its own below ``out / "runs"``. Only one comparison may be at work in it.
@@ -41,9 +44,11 @@ def compare(
         The rows of all runs, in the order of ``configs``; and the runs that failed.
 
     Raises:
-        UserError: runs differ in nothing but their epochs, the folder can't be written to, or another comparison is at
-            work in it.
+        UserError: runs differ in nothing but their epochs, a script is without its guard, the folder can't be written
+            to, or another comparison is at work in it.
     """
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+        raise UserError('a worker came upon compare in its script; write it below `if __name__ == "__main__":`')
     runs = list(dict.fromkeys(map(settings_of, configs)))
     _check_epochs(runs)
     output_folder(out / RUNS)

@@ -22,6 +22,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        reason += " (is the disk full?)" if isinstance(error, RuntimeError) else ""
         raise UserError(f"{path} can't be written: {reason}; what was there before is untouched") from error
     finally:
         with suppress(OSError):  # the folder itself may be gone, or no folder

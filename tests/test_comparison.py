@@ -1,4 +1,5 @@
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -123,6 +124,13 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(configs, tmp_path):
     frame, _ = compare(configs[:1], tmp_path / "parts", on_progress=reports.append)
     assert {report.epoch for report in reports} == {2}  # the first epoch was not played again
     pd.testing.assert_frame_equal(without_clock(frame), without_clock(expected), check_exact=True)
+
+
+def test_a_script_without_its_guard_is_told(configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)  # as in a new worker
+    with pytest.raises(UserError, match="a worker came upon compare in its script"):
+        compare(configs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_lengths_of_the_same_run_are_refused(configs, tmp_path):
