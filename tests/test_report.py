@@ -244,7 +244,7 @@ def in_chromium(folder, page, *options):
     """Opens a page without a network; its log."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     command += ["--virtual-time-budget=20000", "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}"]
-    done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=300)
     assert "CONSOLE" not in done.stderr, re.findall(r".*CONSOLE.*", done.stderr)
     return done.stdout
 

@@ -64,7 +64,7 @@
   const depthTitles = (n) => Array.from({ length: n }, (_, d) => [`depth ${d}`]);
 
   // Ticks at whole epochs where there are so few that Plotly would put some between them.
-  const wholes = (epochs) => (Math.max(0, ...epochs) > 8 ? {} : { dtick: 1 });
+  const wholes = (epochs) => (epochs.some((epoch) => epoch > 8) ? {} : { dtick: 1 });
 
   const isLoss = () => metric === "loss";
   const scaled = (values) => values.map((v) => (v === null ? null : isLoss() ? v : 100 * v));
