@@ -1,4 +1,4 @@
-"""Routing networks for RLlib's multi-agent API: the PettingZoo door, with masks where RLlib's masking module finds them.
+"""Routing networks for RLlib's multi-agent API: the PettingZoo door, with masks where RLlib's own module finds them.
 
 ``ParallelPettingZooEnv`` takes our PettingZoo door as it is, but then nobody masks: an illegal action acts as PASS. The
 module of RLlib that masks (for PPO) wants observations ``{"observations": ..., "action_mask": ...}``, the former of
@@ -40,10 +40,11 @@ class RoutingMultiAgentEnv(ParallelPettingZooEnv):  # type: ignore[misc]
     """
 
     def __init__(self, **game: Any) -> None:
-        super().__init__(parallel_env(**game, mask="observation"))
-        self.engine: RoutingEngine = self.par_env.engine
-        renamed = {agent: spaces.Dict(_renamed(space.spaces)) for agent, space in self.observation_space.items()}
-        self.observation_space = spaces.Dict(renamed)
+        door = parallel_env(**game, mask="observation")
+        super().__init__(door)
+        self.engine: RoutingEngine = door.engine
+        observed = door.observation_spaces.items()
+        self.observation_space = spaces.Dict({agent: spaces.Dict(_renamed(space)) for agent, space in observed})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[ByAgent, ByAgent]:
         """The first observations of the next episode, of a new game where there is a seed; and infos."""
@@ -60,5 +61,5 @@ def _by_agent(observations: ByAgent) -> ByAgent:
     return {agent: _renamed(seen) for agent, seen in observations.items()}
 
 
-def _renamed(seen: dict[str, Any]) -> dict[str, Any]:
+def _renamed(seen: Any) -> dict[str, Any]:
     return {"observations": seen["observation"], "action_mask": seen["action_mask"]}

@@ -76,14 +76,14 @@ def test_ppo_learns() -> None:
     def make() -> ParallelPettingZooEnv:
         return ParallelPettingZooEnv(routing_v0.parallel_env(suite=SUITE, **GAME))
 
-    module, env = train(make, RLModuleSpec(model_config=MODEL), 6)
+    module, env = train(make, RLModuleSpec(model_config=MODEL), 4)
     assert_module_learned(module, env.par_env.engine, masked=False)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_ppo_learns_with_rllibs_own_masks() -> None:
     spec = RLModuleSpec(module_class=ActionMaskingTorchRLModule, model_config=MODEL)
-    module, env = train(lambda: RoutingMultiAgentEnv(suite=SUITE, **GAME), spec, 4)
+    module, env = train(lambda: RoutingMultiAgentEnv(suite=SUITE, **GAME), spec, 3)
     assert_module_learned(module, env.engine, masked=True)
     legal = env.engine.spec.legal
     assert not legal.all()
@@ -96,16 +96,13 @@ def test_ppo_learns_with_rllibs_own_masks() -> None:
 
 def test_the_masked_environment_is_the_pettingzoo_door_in_other_words() -> None:
     env, door = RoutingMultiAgentEnv(suite=SUITE, **GAME), routing_v0.parallel_env(suite=SUITE, **GAME)
-    given, plain = env.reset(seed=3, options={}), door.reset(seed=3)
-    while True:
+    (seen, _), (plain, infos) = env.reset(seed=3, options={}), door.reset(seed=3)
+    while door.agents:
         for agent in door.possible_agents:
-            assert env.observation_space[agent].contains(given[0][agent])
-            assert np.array_equal(given[0][agent]["observations"], plain[0][agent])
-            assert np.array_equal(given[0][agent]["action_mask"], plain[1][agent]["action_mask"])
-        if len(plain) == 5:
-            assert given[1] == plain[1]
-            assert given[2].pop("__all__") == all(plain[2].values())
-            assert given[2] == plain[2]
-        if not door.agents:
-            break
-        given, plain = env.step({"task_1": 1, "task_0": 0}), door.step({"task_0": 0, "task_1": 1})
+            assert env.observation_space[agent].contains(seen[agent])
+            assert np.array_equal(seen[agent]["observations"], plain[agent])
+            assert np.array_equal(seen[agent]["action_mask"], infos[agent]["action_mask"])
+        seen, paid, over, _, _ = env.step({"task_1": 1, "task_0": 0})
+        plain, rewards, terminations, _, infos = door.step({"task_0": 0, "task_1": 1})
+        assert paid == rewards
+        assert over == {**terminations, "__all__": not door.agents}
