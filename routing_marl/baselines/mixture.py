@@ -34,7 +34,7 @@ class MixtureLayer(nn.Module):
     Attributes:
         usage: of the last forward pass, the share of each block, and last of no block: ``[task, block + 1]``.
         auxiliary: what the last forward pass adds to the loss; None for nothing.
-        dropped: share of the last forward pass's instances that no block had room for; None without capacities.
+        dropped: share of the last forward pass's choices that found no room; None where blocks have no capacity.
     """
 
     usage: Float[Tensor, "task share"] | None = None
@@ -131,7 +131,7 @@ class MixtureNetwork(UnroutedNetwork):
         return torch.stack([torch.cat([_pad(u[:, :-1], most - 1), u[:, -1:]], 1) for u in usages])
 
     def dropped(self) -> Float[Tensor, ""] | None:
-        """The share of instances, over layers, that found no room in the last forward pass."""
+        """The share of choices, over layers, that found no room in the last forward pass."""
         shares = [layer.dropped for layer in self._mixtures if layer.dropped is not None]
         return torch.stack(shares).mean() if shares else None
 
