@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from routing_marl import cli, diagnostics, exports, nash, plots, training
@@ -204,10 +205,12 @@ def data(options: "cli.Data") -> None:
 
 def methods(options: "cli.Methods") -> None:
     """``routing-marl methods``."""
-    table = Table("method", "what it is", "source", "settings")
+    table = Table("method", "what it is, and its source", "settings")
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for name, method in METHODS.items():
-        settings = ", ".join(f"{key}={value}" for key, value in method.settings.items())
-        table.add_row(name, method.summary, method.source, settings)
+        settings = (f"--{key.replace('_', '-')} {value}" for key, value in method.settings.items())
+        table.add_row(name, f"{method.summary}\n[dim]{escape(method.source)}[/dim]", "\n".join(settings))
+        table.add_section()
     Console().print(table)
     if options.json:
         listed = {n: {"summary": m.summary, "source": m.source, "settings": m.settings} for n, m in METHODS.items()}

@@ -30,6 +30,8 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 FEATURE_BOUND = 10.0
 """Features in observations are clipped to this size, so that observation spaces are bounded."""
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 # A client may collect its rollouts in inference mode; blocks learn all the same, from tensors that allow it.
 _OUTSIDE_INFERENCE_MODE = torch.inference_mode(False)
 
@@ -202,14 +204,17 @@ class RoutingEngine:
             actions: 0 to ``n_actions - 1``. An illegal one acts as PASS, or as the first legal action where PASS is
                 illegal.
             reported: the agents' own probabilities, where ``agreement`` is "reported".
+
+        Raises:
+            UserError: the actions are not of the game, or there is nothing where something should be reported; nothing
+                has changed then. (Numbers that are no action's: on the CPU only. A GPU fails by itself, later.)
         """
         play = self._playing()
         if reported is None and self.config.agreement == "reported":
             raise UserError("agreement is 'reported', but no probabilities were given; step needs `reported`")
         depth, mask, before = len(play.actions), play.mask, (play.v, play.stopped)
         with self._computing(play.learning):
-            choice = actions.long().clone()  # a client's inference tensor could not be kept for the backward pass
-            legal = mask.gather(-1, choice[..., None])[..., 0]
+            choice, legal = _looked_up(actions, mask)
             substitute = self._substitutes[depth]
             if play.stopped is not None:  # for those that have stopped, only STOP is legal
                 substitute = torch.where(play.stopped, self.network.stop_action or 0, substitute)
@@ -402,3 +407,22 @@ class RoutingEngine:
         bf16 = self.config.precision == "bf16"
         with torch.set_grad_enabled(learning), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             yield
+
+
+def _looked_up(
+    actions: Any, mask: Bool[Tensor, "episode task action"]
+) -> tuple[Int[Tensor, "episode task"], Bool[Tensor, "episode task"]]:
+    """The actions, and whether each is legal; looks at shapes and types only, which no device has to be waited for."""
+    shape, n_actions = mask.shape[:2], mask.shape[2]
+    wrong = f"a {type(actions).__name__}"
+    if isinstance(actions, Tensor):
+        wrong = f"{list(actions.shape)} of {actions.dtype}"
+        if actions.shape == shape and actions.dtype in _WHOLE:
+            # A copy: a client's inference tensor could not be kept for the backward pass.
+            choice = actions.long().clone()
+            try:
+                return choice, mask.gather(-1, choice[..., None])[..., 0]
+            except RuntimeError:
+                wrong = f"from {int(choice.min())} to {int(choice.max())}"
+    right = f"a tensor of whole numbers from 0 to {n_actions - 1}, of shape {list(shape)} (episode, task)"
+    raise UserError(f"the actions are {wrong}; they must be {right}")

@@ -64,7 +64,7 @@ class Evaluation(NamedTuple):
         usage: the share of each task's decisions that took each action; of each block, and last of none, where gates of
             the network's own decide.
         policy: the probability that each task's agent gives to each action; None where agents don't say.
-        dropped: the share of instances that no block had room for; nan where blocks have no capacity.
+        dropped: the share of choices of blocks that found no room; nan where blocks have no capacity.
     """
 
     metrics: TaskMetrics

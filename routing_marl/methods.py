@@ -34,7 +34,7 @@ from routing_marl.baselines.mixture import GumbelMatrix, gumbel_softmax, mmoe, s
 from routing_marl.baselines.sparse import st_moe, switch
 from routing_marl.config import AgentConfig, RunConfig
 from routing_marl.engine import RoutingEngine
-from routing_marl.errors import UserError
+from routing_marl.errors import UserError, described
 from routing_marl.network import MakeNetwork, UnroutedNetwork, routing_all_fc
 from routing_marl.protocol import Agent, GameSpec
 from routing_marl.suites import TaskSuite
@@ -282,7 +282,12 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
 
 def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:
     """The agents of a run, with those of the config's settings that are theirs."""
-    agent: Agent = make(spec, seed=config.seed, **settings_of(config).agent.given())
+    try:
+        agent: Agent = make(spec, seed=config.seed, **settings_of(config).agent.given())
+    except Exception as error:
+        if isinstance(error, UserError) or ":" not in config.method:
+            raise
+        raise UserError(f"method is {config.method!r}, whose factory failed: {described(error)}") from error
     if not isinstance(agent, Agent):
         missing = [name for name in ("act", "learn", "state_dict", "load_state_dict") if not hasattr(agent, name)]
         raise UserError(f"{config.method} made a {type(agent).__name__}, which has no {', '.join(missing)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
-from routing_marl.errors import UserError
+from routing_marl.errors import UserError, described
 from routing_marl.recipes import make_suite
 from routing_marl.suites import TaskSuite
 from routing_marl.training import CHECKPOINT, OnProgress, Run, read_checkpoint, train
@@ -67,7 +67,7 @@ def run_unit(
     except UserError as error:
         return str(error)
     except Exception as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return described(error)
     return None
 
 

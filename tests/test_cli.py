@@ -279,6 +279,7 @@ def test_train_takes_a_folder(run, in_an_empty_folder):
 def test_methods(run, in_an_empty_folder):
     code, out, err = run("methods", "--json", "methods.json")
     assert (code, err) == (0, "") and all(name in out for name in METHODS)
+    assert "--epsilon-steps 300" in out and "…" not in out
     listed = json.loads((in_an_empty_folder / "methods.json").read_text())
     assert listed["q_learning"]["settings"]["epsilon_end"] == METHODS["q_learning"].settings["epsilon_end"]
 

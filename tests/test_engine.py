@@ -15,7 +15,7 @@ from torch import nn
 from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, RandomAgent
 from routing_marl.blocks import StackedBlocks
 from routing_marl.config import EngineConfig
-from routing_marl.engine import Batch, RoutingEngine
+from routing_marl.engine import Batch, RoutingEngine, _looked_up
 from routing_marl.errors import UserError
 from routing_marl.network import RoutedNetwork
 from routing_marl.suites import TaskSuite
@@ -644,6 +644,38 @@ def test_reported_agreement_needs_the_report_and_a_step_without_it_changes_nothi
     ours, theirs = engine.step(actions, reported), twin.step(actions, reported)
     assert torch.equal(ours.reward, theirs.reward)
     torch.testing.assert_close(ours.collaboration_reward, torch.full((2, 3), 0.3 * 0.25))
+
+
+@pytest.mark.parametrize(
+    ("actions", "wrong"),
+    [
+        (torch.zeros(3, dtype=torch.long), r"\[3\] of torch.int64"),
+        (torch.zeros(1, 3, dtype=torch.long), r"\[1, 3\] of torch.int64"),
+        (torch.zeros(2, 3), r"\[2, 3\] of torch.float32"),
+        (torch.zeros(2, 3, dtype=torch.bool), r"\[2, 3\] of torch.bool"),
+        (torch.tensor([[0, 1, 4], [0, 1, 2]]), "from 0 to 4"),
+        (torch.tensor([[0, -1, 3], [0, 1, 2]]), "from -1 to 3"),
+        (np.zeros((2, 3), np.int64), "a ndarray"),
+        (None, "a NoneType"),
+    ],
+)
+def test_actions_that_are_none_are_refused_in_a_line(actions, wrong):
+    mask = torch.ones(2, 3, 4, dtype=torch.bool)
+    right = r"they must be a tensor of whole numbers from 0 to 3, of shape \[2, 3\] \(episode, task\)"
+    with pytest.raises(UserError, match=f"^the actions are {wrong}; {right}$"):
+        _looked_up(actions, mask)
+
+
+def test_a_refused_action_changes_nothing():
+    engine, twin = make(), make()
+    record(engine, seeded(1))
+    record(twin, seeded(1))
+    actions = torch.zeros(2, 3, dtype=torch.int32)
+    for game in (engine, twin):
+        game.reset()
+    with pytest.raises(UserError, match="the actions are from 99 to 99"):
+        engine.step(actions + 99)
+    assert torch.equal(engine.step(actions).reward, twin.step(actions).reward)
 
 
 def test_the_learning_rate_is_cut_at_the_right_epochs():

@@ -46,6 +46,9 @@ def make_agent(spec, *, seed=None, **settings):
 def makes_nothing(spec, seed=None):
     return object()
 
+def fails(spec, seed=None):
+    raise KeyError("what it needs")
+
 def takes_nothing():
     pass
 
@@ -102,6 +105,15 @@ def test_what_a_factory_makes_is_checked(folder: Path) -> None:
     config = RunConfig(method="their_package.agents:makes_nothing")
     with pytest.raises(UserError, match="made a object, which has no act, learn, state_dict, load_state_dict"):
         make_game(config, digits(), "cpu")
+
+
+def test_a_factory_that_fails_is_one_line_that_says_where(folder: Path) -> None:
+    config = RunConfig(method="their_package.agents:fails")
+    line = MODULE.split("\n").index('    raise KeyError("what it needs")') + 1
+    with pytest.raises(UserError) as error:
+        make_game(config, digits(), "cpu")
+    where = f"(agents.py, line {line})"
+    assert str(error.value) == f"method is '{config.method}', whose factory failed: KeyError: 'what it needs' {where}"
 
 
 def test_it_is_compared_in_a_worker(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

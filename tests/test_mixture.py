@@ -13,7 +13,8 @@ from routing_marl.architecture import layered_parts
 from routing_marl.baselines import static
 from routing_marl.baselines.cross_stitch import CrossStitch
 from routing_marl.baselines.gates import GumbelMatrixGate, GumbelSoftmaxGate, InstanceGate, SoftmaxGate
-from routing_marl.baselines.mixture import DenseMixture, GumbelMatrix, gumbel_softmax, mmoe, soft_routing
+from routing_marl.baselines.mixture import GumbelMatrix, gumbel_softmax, mmoe, soft_routing
+from routing_marl.baselines.mixture_layers import DenseMixture
 from routing_marl.baselines.sparse import SparseMixture, balance_loss, places, st_moe, switch, z_loss
 from routing_marl.blocks import LoopedBlocks
 from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig

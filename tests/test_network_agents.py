@@ -314,21 +314,44 @@ def test_actor_critic_that_looks_at_whole_returns_is_policy_gradient() -> None:
     assert not torch.allclose(other, same, atol=0.01)
 
 
+def single_agent_of_tables(make: Callable[..., Any], **settings: Any) -> tuple[Any, Tensor]:
+    """An agent that all tasks share, and its weights as the tables that they are, ``[task * depth, output]``.
+
+    A linear function of the two one-hots adds what a task means to what a depth means. A hidden unit for each pair, 1
+    where both are there, makes the pair's entry out of them: ``relu(label + depth - 1)``.
+    """
+    agent = make(SPEC, share_network=True, hidden_units=T * D, start_scale=0.0, gamma=0.9, seed=0, **settings)
+    network = agent.function.network
+    pairs = torch.eye(T * D).view(T, D, T * D)
+    with torch.no_grad():
+        network.label.copy_(pairs.sum(1))
+        network.depth.copy_(pairs.sum(0)[None] - 1)
+    descends(agent, 0.3, network.output)
+    return agent, network.output[0]
+
+
 def test_a_single_agent_with_the_task_one_hot_is_a_table_per_task() -> None:
-    spec = GameSpec(LEGAL[:1], T)
-    expected = PolicyGradient(spec, policy_rate=0.3, baseline_rate=0.3)
-    agent = PolicyGradientNetwork(spec, share_network=True, **TABLE)
-    label = agent.function.network.label
-    assert label is not None
-    # The row of the depth would be one more bias, that all tasks share.
-    descends(agent, 0.3, label)
+    table = PolicyGradient(SPEC, policy_rate=0.3, baseline_rate=0.3, gamma=0.9)
+    agent, weights = single_agent_of_tables(PolicyGradientNetwork)
     for seed in range(5):
-        trajectory = trajectory_of(seed, episodes=2)
-        one_depth = Trajectory(*(field[:1] for field in trajectory[:4]))
-        expected.learn(one_depth)
-        agent.learn(one_depth)
-    torch.testing.assert_close(label.detach(), torch.cat([expected.logits[:, 0], expected.baseline], -1))
-    torch.testing.assert_close(agent.policy(start_at(0)), expected.policy(start_at(0)))
+        trajectory = trajectory_of(seed, episodes=2, all_active=True)
+        table.learn(trajectory)
+        agent.learn(trajectory)
+    wanted = torch.cat([table.logits, table.baseline.unsqueeze(-1)], -1)
+    torch.testing.assert_close(weights.detach().view(T, D, -1), wanted)
+    for depth in range(D):
+        torch.testing.assert_close(agent.policy(start_at(depth)), table.policy(start_at(depth)))
+        assert torch.equal(agent.act(start_at(depth), greedy=True), table.act(start_at(depth), greedy=True))
+
+
+@pytest.mark.parametrize(("tables", "make"), [(QLearning, QNetwork), (SARSA, SARSANetwork)])
+def test_a_single_agent_with_the_task_one_hot_is_a_table_of_values_per_task(tables, make) -> None:
+    table = tables(SPEC, alpha=0.3, gamma=0.9, trace_decay=1.0)
+    agent, weights = single_agent_of_tables(make, trace_decay=1.0)
+    for seed in range(5):
+        table.learn(trajectory_of(seed))
+        agent.learn(trajectory_of(seed))
+    torch.testing.assert_close(weights.detach().view(T, D, A), table.values)
 
 
 def identity(make: Callable[..., Any]) -> Dispatcher:

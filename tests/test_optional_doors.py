@@ -10,7 +10,12 @@ from routing_marl.errors import UserError
 
 @pytest.mark.parametrize(
     ("module", "library", "extra"),
-    [("torchrl", "torchrl", "torchrl"), ("benchmarl", "benchmarl", "benchmarl"), ("sb3", "stable_baselines3", "sb3")],
+    [
+        ("torchrl", "torchrl", "torchrl"),
+        ("benchmarl", "benchmarl", "benchmarl"),
+        ("sb3", "stable_baselines3", "sb3"),
+        ("rllib", "ray", "rllib"),
+    ],
 )
 def test_it_names_the_extra(module: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == library]:

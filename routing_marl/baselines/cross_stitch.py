@@ -3,6 +3,9 @@
 One column of layers per task; after each layer but the last, every column goes on with a learned linear combination
 of what all columns made of the same image. So an image of any task passes through all T columns: the cost of an
 instance grows with the number of tasks, which is what routing avoids.
+
+There is one mixing matrix per layer, not one per channel, and it learns at the rate of everything else, not at the
+larger one of the paper's section 5.
 """
 
 from itertools import pairwise

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from routing_marl.architecture import layered_parts
 from routing_marl.baselines.gates import Noise
-from routing_marl.baselines.mixture import MixtureLayer, MixtureNetwork, with_own
+from routing_marl.baselines.mixture import MixtureNetwork, with_own
+from routing_marl.baselines.mixture_layers import MixtureLayer
 from routing_marl.config import require
 from routing_marl.errors import UserError
 from routing_marl.layers import OwnBlocks
