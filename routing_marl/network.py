@@ -37,14 +37,15 @@ class Network(nn.Module):
     shapes: list[tuple[int, ...]]
     pass_action: int
     stop_action: int | None = None
-    _scale: Float[Tensor, " channel"]
-    _shift: Float[Tensor, " channel"]
+    _scale: Float[Tensor, "height width channel"]
+    _shift: Float[Tensor, "height width channel"]
     _class_penalty: Float[Tensor, "task class_"] | None
 
     def __init__(self, suite: TaskSuite) -> None:
         super().__init__()
-        self.register_buffer("_scale", 1 / (255 * suite.std), persistent=False)
-        self.register_buffer("_shift", -suite.mean / suite.std, persistent=False)
+        # Of each value of an image: repeated for each pixel, three channels would make for very short loops.
+        self.register_buffer("_scale", (1 / (255 * suite.std)).repeat(*suite.image_shape[:2], 1), persistent=False)
+        self.register_buffer("_shift", (-suite.mean / suite.std).repeat(*suite.image_shape[:2], 1), persistent=False)
         # What is added to the logits: nothing, or minus infinity for the classes that a task doesn't have.
         penalty = torch.zeros(suite.class_mask.shape).masked_fill(~suite.class_mask.cpu(), -torch.inf)
         self.register_buffer("_class_penalty", None if penalty.eq(0).all() else penalty, persistent=False)
@@ -85,8 +86,8 @@ class Network(nn.Module):
         return self.logits(v)
 
     def _normalised(self, images: Images) -> Float[Tensor, "image channel height width"]:
-        x = images.flatten(0, 2).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
-        return x.to(self._scale.dtype) * self._scale.view(-1, 1, 1) + self._shift.view(-1, 1, 1)
+        x = images.flatten(0, 2).to(self._scale.dtype) * self._scale + self._shift
+        return x.permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
 
     def _masked(self, logits: Tensor) -> Float[Tensor, "episode task instance class_"]:
         logits = logits.float()
