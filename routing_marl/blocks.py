@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, vmap
 
 from routing_marl.errors import UserError
-from routing_marl.grouped import arrange, group, grouped_linear
+from routing_marl.grouped import group, grouped_linear
 from routing_marl.synchronisation import may_wait
 
 Parameters = Mapping[str, Tensor]
@@ -156,16 +156,16 @@ class StackedBlocks(RoutedLayer):
         """As ``forward``, for fully connected blocks, where the routes may be looked at."""
         rows = x.flatten(1, -2)
         groups = group(block, self.n_blocks, rows.shape[1], self._block_bytes)
-        out = arrange(rows, groups)
+        out = rows
         for prefix, part in chain:
             if type(part) is nn.Linear:
                 weight = getattr(self, slot_of(f"{prefix}weight"))
                 out = grouped_linear(out, weight, getattr(self, slot_of(f"{prefix}bias"), None), groups)
             else:
                 out = part(out)
-        if len(groups.idle):
-            out = torch.cat([out, rows[groups.idle].to(out.dtype)])
-        return out.index_select(0, groups.position).view(*x.shape[:-1], out.shape[-1])
+        if groups.taking is not None:
+            out = torch.where(groups.taking, out, rows)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     def _blocks_of(self, x: Tensor, rows: Tensor) -> Tensor:
         parameters = {name: take_rows(getattr(self, slot_of(name)), rows) for name in self._names}

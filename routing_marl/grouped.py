@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,22 +22,38 @@ _FEW_ROWS = 8
 """Below so many rows per block, a product's time is that of reading the weights, however many rows are padding."""
 
 
+class Chunk(NamedTuple):
+    """Groups that are computed together.
+
+    Attributes:
+        n: how many.
+        size: places of each of them.
+        first: where their blocks are consecutive, the first: they need not be fetched. None elsewhere.
+    """
+
+    n: int
+    size: int
+    first: int | None
+
+
 class Groups(NamedTuple):
     """Decisions arranged by block, as the host knows them: ``[place]`` are the places of all groups, one after another.
 
     Attributes:
         block: the block of each group, each once.
-        chunks: groups that are computed together: how many, and places of each of them.
+        chunks: one after another.
         source: the decision at each place; any where the place is padding.
-        position: the place of each decision; those that take no block come after all places, in their order.
-        idle: the decisions that take no block.
+        position: the place of each decision; those that take no block have places of their own, after all others.
+        n_places: places, with those.
+        taking: which decisions take a block; None where all do.
     """
 
     block: Int[Tensor, " group"]
-    chunks: list[tuple[int, int]]
+    chunks: list[Chunk]
     source: Int[Tensor, " place"]
     position: Int[Tensor, " decision"]
-    idle: Int[Tensor, " idle"]
+    n_places: int
+    taking: Bool[Tensor, "decision 1 1"] | None
 
 
 def group(block: Int[Tensor, " decision"], n_blocks: int, instances: int, block_bytes: int) -> Groups:
@@ -64,17 +80,19 @@ def _group(blocks: bytes, n_blocks: int, instances: int, block_bytes: int) -> Gr
     largest_first = np.argsort(-sizes, kind="stable")
     first, sizes = first[largest_first], sizes[largest_first]
 
-    chunks: list[tuple[int, int]] = []
+    taken = ordered[first]
+    chunks: list[Chunk] = []
     start, at_once = 0, max(1, _CHUNK_BYTES // block_bytes)
     while start < len(sizes):
         size = int(sizes[start])
         # At most half of the places are padding, unless padding is free.
         least = size // 2 if size * instances > _FEW_ROWS else 0
         stop = min(start + at_once, int(np.searchsorted(-sizes, -least)))
-        chunks.append((stop - start, size))
+        consecutive = bool((np.diff(taken[start:stop]) == 1).all())
+        chunks.append(Chunk(stop - start, size, int(taken[start]) if consecutive else None))
         start = stop
 
-    counted = np.array(chunks, dtype=np.int64).reshape(-1, 2)
+    counted = np.array([(chunk.n, chunk.size) for chunk in chunks], dtype=np.int64).reshape(-1, 2)
     widths = counted[:, 1].repeat(counted[:, 0])
     ends = widths.cumsum()
     member = np.repeat(np.arange(len(sizes)), sizes)
@@ -87,92 +105,93 @@ def _group(blocks: bytes, n_blocks: int, instances: int, block_bytes: int) -> Gr
     position[decision] = place
     position[idle] = np.arange(n_places, n_places + len(idle))
     return Groups(
-        torch.from_numpy(ordered[first]),
+        torch.from_numpy(taken),
         chunks,
         torch.from_numpy(source),
         torch.from_numpy(position),
-        torch.from_numpy(idle),
+        n_places + len(idle),
+        torch.from_numpy(routes < n_blocks)[:, None, None] if len(idle) else None,
     )
 
 
-def arrange(x: Float[Tensor, "decision instance feature"], groups: Groups) -> Float[Tensor, "place instance feature"]:
-    """The rows of the decision at each place; no gradient comes from places that are padding."""
-    out: Tensor = _Arrange.apply(x, groups)
-    return out
-
-
 def grouped_linear(
-    x: Float[Tensor, "place instance n_in"],
+    x: Float[Tensor, "decision instance n_in"],
     weight: Float[Tensor, "block n_out n_in"],
     bias: Float[Tensor, "block n_out"] | None,
     groups: Groups,
-) -> Float[Tensor, "place instance n_out"]:
-    """``x @ weight[g].T + bias[g]`` for the places of each group ``g``; gradients are sparse over blocks.
+) -> Float[Tensor, "decision instance n_out"]:
+    """``x @ weight[g].T + bias[g]``, where ``g`` is each decision's block; zeros for decisions that take none.
 
-    Computed in the weights' precision, also under autocast: with few rows per group the time goes into reading the
-    weights, and rounding them first would read them once more.
+    Gradients are sparse over blocks. The weights' precision holds, under autocast too: at few rows per block the time
+    goes into reading the weights, and rounding them first would read them once more.
     """
     out: Tensor = _GroupedLinear.apply(x.to(weight.dtype), weight, bias, groups)
     return out
 
 
-class _Arrange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: Groups) -> Tensor:
-        ctx.groups = groups
-        return x.index_select(0, groups.source)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        groups: Groups = ctx.groups
-        if not len(groups.idle):
-            return gradient.index_select(0, groups.position), None
-        to_x = gradient.new_zeros(len(groups.position), *gradient.shape[1:])
-        taking = groups.position < len(gradient)
-        to_x[taking] = gradient[groups.position[taking]]
-        return to_x, None
-
-
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.groups, ctx.bias_shape = groups, None if bias is None else bias.shape
-        out = x.new_empty(*x.shape[:-1], weight.shape[1])
-        for block, _, rows, into in _chunks(groups, x, out):
-            matrices = weight.index_select(0, block).mT
+        x = x.index_select(0, groups.source)
+        out = x.new_zeros(groups.n_places, x.shape[1], weight.shape[1])
+        for part in _parts(groups):
+            rows, into = part.places(x), part.places(out)
+            matrices = part.blocks(weight)
             if bias is None:
-                torch.bmm(rows, matrices, out=into)
+                torch.bmm(rows, matrices.mT, out=into)
             else:
-                torch.baddbmm(bias.index_select(0, block)[:, None], rows, matrices, out=into)
-        return out
+                torch.baddbmm(part.blocks(bias)[:, None], rows, matrices.mT, out=into)
+        kept = matrices if len(groups.chunks) == 1 else None  # more of them would be a copy of all weights
+        ctx.save_for_backward(x, weight, kept)
+        ctx.groups, ctx.bias_shape = groups, None if bias is None else bias.shape
+        return out.index_select(0, groups.position)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, kept = ctx.saved_tensors
         groups: Groups = ctx.groups
-        gradient = gradient.contiguous()
-        to_x = torch.empty_like(x)
+        placed = gradient.new_zeros(groups.n_places, *gradient.shape[1:]).index_copy_(0, groups.position, gradient)
+        to_x = x.new_zeros(groups.n_places, *x.shape[1:])
         to_weight = weight.new_empty(len(groups.block), *weight.shape[1:])
         to_bias = None if ctx.bias_shape is None else weight.new_empty(len(groups.block), weight.shape[1])
-        for block, members, g, rows, into in _chunks(groups, gradient, x, to_x):
-            torch.bmm(g.mT, rows, out=to_weight[members])
-            torch.bmm(g, weight.index_select(0, block), out=into)
+        for part in _parts(groups):
+            rows, g = part.places(x), part.places(placed)
+            # One row per block: a broadcast product takes a third of a batched one's time.
+            (torch.mul if rows.shape[1] == 1 else torch.bmm)(g.mT, rows, out=to_weight[part.members])
+            torch.bmm(g, part.blocks(weight) if kept is None else kept, out=part.places(to_x))
             if to_bias is not None:
-                torch.sum(g, 1, out=to_bias[members])
+                torch.sum(g, 1, out=to_bias[part.members])
+        to_x = to_x.index_select(0, groups.position)
         return to_x, _sparse(groups, to_weight, weight.shape), _sparse(groups, to_bias, ctx.bias_shape), None
 
 
-def _chunks(groups: Groups, *tensors: Tensor) -> Iterator[Any]:
-    """For each chunk its blocks, its slice of the groups, and its part of each tensor as ``[group, row, feature]``."""
+class _Part(NamedTuple):
+    """What belongs to one chunk."""
+
+    groups: Groups
+    chunk: Chunk
+    members: slice
+    first_place: int
+
+    def places(self, values: Float[Tensor, "place instance feature"]) -> Float[Tensor, "group row feature"]:
+        """A view of the values at its places."""
+        n_places = self.chunk.n * self.chunk.size
+        return values[self.first_place : self.first_place + n_places].view(self.chunk.n, -1, values.shape[-1])
+
+    def blocks(self, stacked: Float[Tensor, "block ..."]) -> Float[Tensor, "group ..."]:
+        """A parameter of its blocks."""
+        first = self.chunk.first
+        if first is None:
+            return stacked.index_select(0, self.groups.block[self.members])
+        return stacked[first : first + self.chunk.n]
+
+
+def _parts(groups: Groups) -> Iterator[_Part]:
     group_, place = 0, 0
-    for n, size in groups.chunks:
-        members, places = slice(group_, group_ + n), slice(place, place + n * size)
-        parts = (tensor[places].view(n, -1, tensor.shape[-1]) for tensor in tensors)
-        yield groups.block[members], members, *parts
-        group_, place = members.stop, places.stop
+    for chunk in groups.chunks:
+        yield _Part(groups, chunk, slice(group_, group_ + chunk.n), place)
+        group_, place = group_ + chunk.n, place + chunk.n * chunk.size
 
 
 def _sparse(groups: Groups, values: Tensor | None, shape: Any) -> Tensor | None:
