@@ -172,12 +172,14 @@ class Dispatcher:
 
 def dispatching_game(spec: GameSpec, routing_agents: int) -> GameSpec:
     """The game of the dispatching agent: one decision, between the routing agents."""
-    return replace(spec, legal=spec.legal.new_ones(1, check_count("routing_agents", routing_agents)))
+    choices = spec.legal.new_ones(1, check_count("routing_agents", routing_agents))
+    return replace(spec, legal=choices, fixed_masks=False)
 
 
 def routing_game(spec: GameSpec, routing_agents: int) -> GameSpec:
     """The game of the routing agents: they stand where the tasks stood."""
-    return replace(spec, n_tasks=check_count("routing_agents", routing_agents))
+    # Agents to whom nothing was handed have nothing to decide.
+    return replace(spec, n_tasks=check_count("routing_agents", routing_agents), fixed_masks=False)
 
 
 def dispatcher_of_networks(

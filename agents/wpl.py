@@ -87,7 +87,9 @@ class WPL(SamplingAgent):
 
     def policy(self, observation: Observation) -> Float[Tensor, "episode task action"]:
         """The policy restricted to the legal actions; uniform over them where it gives them no mass."""
-        return restrict(self.probabilities[:, observation.depth], observation.mask)
+        policy = self.probabilities[:, observation.depth]
+        # The table is restricted to what is legal in the spec.
+        return policy.expand_as(observation.mask) if self.spec.fixed_masks else restrict(policy, observation.mask)
 
     def expected_return(self, observation: Observation) -> Float[Tensor, "episode task"]:
         """The mean of ``Rhat`` under the policy."""
@@ -114,11 +116,13 @@ class WPL(SamplingAgent):
         active: Bool[Tensor, "task depth 1"],
     ) -> None:
         before = self.expected.gather(-1, action)
-        after = torch.where(active, before.lerp(value, self._return_rate), before)
+        after = before.lerp(value, self._return_rate)
+        if not self.spec.fixed_masks:
+            after = torch.where(active, after, before)
         self.expected = self.expected.scatter(-1, action, after)
         moved = self._rule.moved(self.probabilities, self.expected, action, value, mask)
         projected = self._rule.projected(moved, self.spec.legal)
-        self.probabilities = torch.where(active, projected, self.probabilities)
+        self.probabilities = projected if self.spec.fixed_masks else torch.where(active, projected, self.probabilities)
 
 
 def _check_policy(spec: GameSpec, policy: Float[Tensor, "task depth action"]) -> Float[Tensor, "task depth action"]:

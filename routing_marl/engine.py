@@ -148,6 +148,7 @@ class RoutingEngine:
             n_tasks=suite.n_tasks,
             n_features=max(self._feature_sizes) if features else 0,
             device=self.device,
+            fixed_masks=self.network.stop_action is None,
         )
 
     # -- the game ----------------------------------------------------------------------------------------------------
@@ -186,7 +187,9 @@ class RoutingEngine:
             self.network.train(learning)
         with self._computing(learning):
             batch = batch or Batch(*self._order(split).draw())
-            v = self.network.encode(self.suite.images[batch.image])
+            # index_select copies whole images where indexing goes byte by byte.
+            images = self.suite.images.index_select(0, batch.image.flatten())
+            v = self.network.encode(images.view(*batch.image.shape, *images.shape[1:]))
         self._play = _Play(batch, v, learning)
         if self.network.stop_action is not None:
             self._play.stopped = torch.zeros(v.shape[:2], dtype=torch.bool, device=self.device)
@@ -235,7 +238,7 @@ class RoutingEngine:
             play.masks.append(mask)
             outcome = self._finish(play) if depth + 1 == self.spec.n_depths else None
             final = torch.zeros_like(collaboration) if outcome is None else final_reward(outcome.correct)
-            play.rewards.append(collaboration + final)
+            play.rewards.append(collaboration if outcome is None else collaboration + final)
         return Step(self._observe(play), final, collaboration, ~legal, outcome is not None, outcome, action)
 
     def rewind(self, depth: int) -> Observation:
@@ -314,7 +317,7 @@ class RoutingEngine:
         """Goes on, to the bit, from where ``state_dict`` was taken by a game of the same making."""
         self.start(0)
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep and change the tensors
+        self.optimizer.load_state_dict(state["optimizer"])
         self._agreement.load_state_dict(state["agreement"])
         for name, stream in self._streams.items():
             stream.load_state_dict(state["streams"][name])
@@ -340,7 +343,7 @@ class RoutingEngine:
         self.optimizer = RowAdam(groups, lr=self.config.lr)
         legal, passing = self.network.legal, self.network.pass_action
         # What acts in place of an illegal action, at each depth.
-        self._substitutes = torch.where(legal[:, passing], passing, legal.int().argmax(-1))
+        self._substitutes = torch.where(legal[:, passing], passing, legal.int().argmax(-1)).unbind()
         self._agreement = Agreement(self.network.legal, self.suite.n_tasks, self.config.history)
         self.updates = 0
         """Number of updates of the blocks so far."""
@@ -393,8 +396,7 @@ class RoutingEngine:
         cuts = self.epoch // self.config.lr_decay_epochs if self.config.lr_decay_epochs else 0
         for group in self.optimizer.param_groups:
             group["lr"] = group.get("own_rate", self.config.lr) * self.config.lr_decay**cuts
-            for parameter in group["params"]:
-                parameter.grad = None
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         failed = (self.failed_at < 0) & ~loss.detach().isfinite()

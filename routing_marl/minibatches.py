@@ -58,10 +58,8 @@ class Minibatches:
         if self._order is None or self._cursor == self.steps_per_epoch:
             self._epoch += self._order is not None
             self._order, self._cursor = self._shuffle(), 0
-        n_episodes, instances = self._shape
-        width = n_episodes * instances
-        columns = self._order[:, self._cursor * width : (self._cursor + 1) * width].long().contiguous()
-        item = columns.view(-1, n_episodes, instances).transpose(0, 1).contiguous()
+        draws = self._order.view(len(self._order), self.steps_per_epoch, *self._shape)
+        item = draws[:, self._cursor].transpose(0, 1).long()
         self._cursor += 1
         return self._split.image[item], self._split.label[item]
 

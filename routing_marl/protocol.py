@@ -23,12 +23,14 @@ class GameSpec:
         n_tasks: number of agents.
         n_features: length of the feature part of an observation; 0 where observations have none.
         device: where the tensors of observations and trajectories live.
+        fixed_masks: whether every decision's legal actions are those of ``legal``, and nobody stops early.
     """
 
     legal: Bool[Tensor, "depth action"]
     n_tasks: int
     n_features: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    fixed_masks: bool = False
 
     @property
     def n_depths(self) -> int:

@@ -48,13 +48,16 @@ class Agreement:
     ) -> None:
         """Takes the choices of one batch of parallel episodes into the averages (as their mean)."""
         self._recorded[depth] += 1
-        share = torch.full(action.shape, (1 - self._decay) / len(action), device=action.device)
-        now = torch.full_like(share, self._recorded[depth], dtype=torch.int32)
-        if active is not None:
-            share, now = share * active, now.where(active, -self._history)
+        now, taken = self._recorded[depth], action.T
+        share = torch.full(taken.shape, (1 - self._decay) / len(action), device=action.device)
         # Tables grow with tasks x actions: but for the decay, only entries of actions that were taken are touched.
-        self._choices[depth].mul_(self._decay).scatter_add_(1, action.T, share.T)
-        self._last[depth].scatter_reduce_(1, action.T, now.T, "amax")
+        if active is None:
+            self._last[depth].scatter_(1, taken, now)
+        else:
+            share = share * active.T
+            since = torch.where(active.T, now, -self._history).int()
+            self._last[depth].scatter_reduce_(1, taken, since, "amax")
+        self._choices[depth].mul_(self._decay).scatter_add_(1, taken, share)
 
     def __call__(
         self,
