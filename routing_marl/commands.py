@@ -1,4 +1,8 @@
-"""What the commands do once their options are known to be well-formed: loading, progress bars, tables, pictures."""
+"""What the commands do once their options are known to be well-formed: loading, progress bars, tables, pictures.
+
+What reads, draws or writes tables is imported where it is needed: pandas, scipy and matplotlib take as long to load as
+torch does, and training begins without them.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from routing_marl import cli, diagnostics, exports, nash, plots, training
+from routing_marl import cli, training
 from routing_marl import data as data_sets
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
@@ -23,9 +27,8 @@ from routing_marl.evaluation import evaluate as evaluate_split
 from routing_marl.files import check_output_file, output_folder, write_json
 from routing_marl.methods import METHODS, check_settings, find_method
 from routing_marl.recipes import RECIPES, make_suite
-from routing_marl.results import MEAN_TASK, read_results, write_results
 from routing_marl.routes import read_routes
-from routing_marl.suite_report import contact_sheet, count_rows
+from routing_marl.rows import MEAN_TASK
 from routing_marl.suites import TaskSuite
 
 
@@ -56,6 +59,9 @@ def train(options: "cli.Train") -> None:
 
 def export(options: "cli.Export") -> None:
     """``routing-marl export RESULTS``."""
+    from routing_marl import exports
+    from routing_marl.results import read_results
+
     path = options.results / training.RESULTS if options.results.is_dir() else options.results
     frame = read_results(path)
     if options.format == "csv":
@@ -97,6 +103,9 @@ def evaluate(options: "cli.Evaluate") -> None:
 
 def diagnose(options: "cli.Diagnose") -> None:
     """``routing-marl diagnose RUN``."""
+    from routing_marl import diagnostics, plots
+    from routing_marl.results import write_results
+
     routes = read_routes(options.run)
     out = output_folder(options.out or options.run)
     frame = diagnostics.diagnose(routes)
@@ -127,6 +136,8 @@ def diagnose(options: "cli.Diagnose") -> None:
 
 def nash_gap(options: "cli.NashGap") -> None:
     """``routing-marl nash-gap CHECKPOINT``."""
+    from routing_marl import nash
+
     if options.max_routes < 0:
         raise UserError(f"max-routes is {options.max_routes}; it must be at least 0")
     run, config = _restored(options.checkpoint, options)
@@ -160,6 +171,9 @@ def nash_gap(options: "cli.NashGap") -> None:
 
 def data(options: "cli.Data") -> None:
     """``routing-marl data``."""
+    from routing_marl import plots
+    from routing_marl.suite_report import contact_sheet, count_rows
+
     console = Console()
     if options.out is not None and options.show is None:
         raise UserError(f"out is {options.out}, but nothing is drawn; name a suite with --show")
@@ -252,6 +266,8 @@ def bench(options: "cli.Bench") -> None:
         listed = {figure.key: {**asdict(figure), "met": figure.met} for figure in figures}
         write_json(options.json, {"machine": machine, "figures": listed})
     if options.plot:
+        from routing_marl import plots
+
         plots.save(plots.cost_curves(benchmarks.cost_curve(settings)), options.plot)
 
 

@@ -4,7 +4,6 @@ import copy
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from routing_marl.blocks import StackedBlocks
 from routing_marl.network import Network
@@ -26,6 +25,8 @@ class Cost(NamedTuple):
 @torch.no_grad()
 def cost_of(network: Network, suite: TaskSuite) -> Cost:
     """Counts parameters, and runs a copy of the network on one instance of each task, along the first legal actions."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton, and counting torch's compiler
+
     network = copy.deepcopy(network).cpu().eval()
     images = torch.zeros(1, suite.n_tasks, 1, *suite.image_shape, dtype=torch.uint8)
     routes = network.legal.int().argmax(-1)[:, None, None].expand(-1, 1, suite.n_tasks)

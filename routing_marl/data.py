@@ -5,6 +5,7 @@ arXiv 1708.07747. Omniglot: Lake, Salakhutdinov & Tenenbaum (2015). mini-ImageNe
 Nothing is downloaded unless :func:`download` is called.
 """
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,10 +139,22 @@ def find_arrays(name: str, data_dir: str | Path | None = None) -> ImageArrays:
 
 def scikit_digits() -> tuple[UInt8[np.ndarray, "image 8 8"], Int64[np.ndarray, " image"]]:
     """Scikit-learn's 1,797 real 8x8 digits, which come with it: images and digits."""
+    pixels, digit = _digits()
+    return np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), digit.astype(np.int64)
+
+
+def _digits() -> tuple[Shaped[np.ndarray, "image 64"], Shaped[np.ndarray, " image"]]:
+    # Scikit-learn brings scipy and pandas along, longer to load than the data is to learn: its file will do.
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.exists():
+            values = np.loadtxt(path, delimiter=",")
+            return values[:, :-1], values[:, -1]
     from sklearn.datasets import load_digits
 
     pixels, digit = load_digits(return_X_y=True)
-    return np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), digit.astype(np.int64)
+    return pixels, digit
 
 
 def download(name: str, data_dir: str | Path | None = None) -> ImageArrays:

@@ -1,6 +1,6 @@
 """Adam (Kingma and Ba, arXiv 1412.6980) that touches only the blocks that were taken."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from routing_marl.synchronisation import may_wait
 
 
-class RowAdam(torch.optim.Optimizer):
+class RowAdam:
     """Adam in which each row of a stacked parameter, one block, has moments and a step count of its own.
 
     Where a gradient is sparse over its first axis, only the rows that it names change; the others, and their state,
@@ -18,12 +18,19 @@ class RowAdam(torch.optim.Optimizer):
     while it has no gradient. (``torch.optim.SparseAdam`` counts one step for all rows, and waits for the device.)
     Parameters of dense gradients are updated as ``torch.optim.Adam`` does, in the same call.
 
+    It has what a ``torch.optim.Optimizer`` has, but is none: the first one of a process loads torch's compiler, which
+    takes nearly as long as loading torch.
+
     Args:
         params: parameters or groups of them; stacked ones are ``[N + 1, ...]``, whose last row is scratch (see
             ``StackedBlocks``).
         lr: learning rate.
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
+
+    Attributes:
+        param_groups: the groups, each with its ``params``, ``lr``, ``betas``, ``eps`` and whatever else was given.
+        state: moments and step counts of each parameter that has had a gradient.
     """
 
     def __init__(
@@ -33,12 +40,23 @@ class RowAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        given = list(params)
+        groups = [group for group in given if isinstance(group, dict)] or [{"params": given}]
+        self.param_groups: list[dict[str, Any]] = [
+            {"lr": lr, "betas": betas, "eps": eps, **group, "params": list(group["params"])} for group in groups
+        ]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._views: dict[nn.Parameter, list[tuple[Tensor, ...]]] = {}
 
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Updates what has a gradient. ``closure`` is not used."""
+    def step(self) -> None:
+        """Updates what has a gradient."""
         for group in self.param_groups:
             rows: list[tuple[Tensor, ...]] = []
             gradients: list[Tensor] = []
@@ -47,36 +65,64 @@ class RowAdam(torch.optim.Optimizer):
                 gradient = parameter.grad
                 if gradient is None:
                     continue
-                state = self.state[parameter] or self._begin(parameter, gradient.is_sparse)
+                views = self._views.get(parameter) or self._view(parameter, gradient.is_sparse)
                 if not gradient.is_sparse:
-                    rows.append((parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"]))
+                    rows += views
                     gradients.append(gradient)
-                    dense_steps.append(state["step"])
+                    dense_steps.append(views[0][3])
                 elif may_wait(parameter.device):
                     self._add_rows(parameter, gradient, rows, gradients)
                 else:
-                    _update_gathered(parameter, gradient, state, group)
+                    _update_gathered(parameter, gradient, self.state[parameter], group)
             if dense_steps:
                 torch._foreach_add_(dense_steps, 1)
             if rows:
                 _update(rows, gradients, group)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores moments and step counts."""
-        super().load_state_dict(state_dict)
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, step counts and settings, in the form of torch's optimizers: parameters are numbered."""
+        number = {parameter: index for index, parameter in enumerate(self._parameters())}
+        return {
+            "state": {number[parameter]: dict(state) for parameter, state in self.state.items()},
+            "param_groups": [{**group, "params": [number[p] for p in group["params"]]} for group in self.param_groups],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            if len(group["params"]) != len(saved["params"]):
+                raise ValueError(
+                    f"a group has {len(group['params'])} parameters; in the state it has {saved['params']}"
+                )
+            group.update({name: value for name, value in saved.items() if name != "params"})
+        parameters = self._parameters()
         self._views.clear()
+        self.state = {
+            parameters[index]: {k: v.to(parameters[index].device, copy=True) for k, v in state.items()}
+            for index, state in state_dict["state"].items()
+        }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_views": {}}
+        return {**vars(self), "_views": {}}
 
-    def _begin(self, parameter: nn.Parameter, stacked: bool) -> dict[str, Tensor]:
-        state = {
-            "step": torch.zeros((len(parameter),) if stacked else (), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-        self.state[parameter] = state
-        return state
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _view(self, parameter: nn.Parameter, stacked: bool) -> list[tuple[Tensor, ...]]:
+        """Keeps views of the parameter and of its state, row by row where it is stacked."""
+        if parameter not in self.state:
+            self.state[parameter] = {
+                "step": torch.zeros((len(parameter),) if stacked else (), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        state = self.state[parameter]
+        columns = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
+        views: list[tuple[Tensor, ...]] = [columns]
+        if stacked:
+            views = list(zip(*(column.unbind(0) for column in columns), strict=True))
+        self._views[parameter] = views
+        return views
 
     def _add_rows(
         self, parameter: nn.Parameter, gradient: Tensor, rows: list[tuple[Tensor, ...]], gradients: list[Tensor]
@@ -85,10 +131,6 @@ class RowAdam(torch.optim.Optimizer):
 
         The fused kernel takes 0.13 ms for 13 blocks of 128 x 128 as views; gathered, they take 1.5.
         """
-        state = self.state[parameter]
-        if parameter not in self._views:
-            columns = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
-            self._views[parameter] = list(zip(*(c.unbind(0) for c in columns), strict=True))
         index, values = gradient._indices()[0], gradient._values()
         taken, scratch = index.tolist(), len(parameter) - 1
         if scratch in taken or len(set(taken)) < len(taken):
@@ -97,8 +139,9 @@ class RowAdam(torch.optim.Optimizer):
             if scratch in taken:  # it comes last
                 taken = taken[: taken.index(scratch)]
                 index, values = index[: len(taken)], values[: len(taken)]
-        state["step"].index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
-        rows += [self._views[parameter][row] for row in taken]
+        self.state[parameter]["step"].index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
+        views = self._views[parameter]
+        rows += [views[row] for row in taken]
         gradients += values.unbind(0)
 
 

@@ -10,7 +10,8 @@ from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
 from routing_marl.files import output_folder
 from routing_marl.protocol import Agent
-from routing_marl.results import Row, metric_rows, read_results, table, write_results
+from routing_marl.results import read_results, table, write_results
+from routing_marl.rows import Row, metric_rows
 from routing_marl.summary import summarise
 from routing_marl.training import RESULTS
 

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from routing_marl.errors import UserError
-from routing_marl.evaluation import TaskMetrics
 from routing_marl.files import write_whole
+from routing_marl.rows import MEAN_TASK as MEAN_TASK
+from routing_marl.rows import Row
 
 SCHEMA: dict[str, str] = {
     "run": "string",
@@ -45,20 +46,6 @@ LATER_COLUMNS: dict[str, str | float] = {
 
 KEY = ["suite", "method", "settings", "seed", "epoch", "split", "task"]
 """The columns that tell rows apart."""
-
-MEAN_TASK = -1
-
-Row = dict[str, Any]
-
-
-def metric_rows(run: Row, metrics: TaskMetrics) -> list[Row]:
-    """The rows of one epoch and split: ``run`` holds the other columns."""
-    columns = {name: values.double() for name, values in metrics._asdict().items()}
-    means = {name: float(values.mean()) for name, values in columns.items()}
-    rows = [{**run, "task": MEAN_TASK, **means}]
-    per_task = zip(*(values.tolist() for values in columns.values()), strict=True)
-    rows += [{**run, "task": t, **dict(zip(columns, values, strict=True))} for t, values in enumerate(per_task)]
-    return rows
 
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from routing_marl.config import RunConfig
-from routing_marl.cost import cost_of
+from routing_marl.cost import Cost, cost_of
 from routing_marl.engine import RoutingEngine, SplitName, Step
 from routing_marl.environment import ENVIRONMENT, environment
 from routing_marl.errors import UserError
@@ -22,9 +23,9 @@ from routing_marl.files import output_folder, write_json, write_whole
 from routing_marl.methods import find_method, make_game, settings_of
 from routing_marl.protocol import Agent
 from routing_marl.recipes import make_suite
-from routing_marl.results import Row, metric_rows, table, write_results
 from routing_marl.returns import Returns
 from routing_marl.routes import ROUTES, routes_kept
+from routing_marl.rows import Row, metric_rows
 from routing_marl.suites import TaskSuite
 
 CHECKPOINT_FORMAT = 2
@@ -100,7 +101,6 @@ class Run:
             config.suite, config.data_dir, validation=config.validation, full_test=config.full_test
         )
         self.engine, self.agent = make_game(self.config, self.suite, self.device)
-        self.cost = cost_of(self.engine.network, self.suite)
         self.epoch = 0
         self.wall_s = 0.0
         self.rows: list[Row] = []
@@ -151,6 +151,11 @@ class Run:
             self.rows += metric_rows(self._row(split, speed, evaluation.dropped), evaluation.metrics)
         self._keep_routes(evaluation)
         self.returns.append(returns.means())
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the network costs: known after the first epoch, since counting it loads torch's compiler."""
+        return cost_of(self.engine.network, self.suite)
 
     @property
     def _gamma(self) -> float:
@@ -237,6 +242,8 @@ class Run:
 
     def save(self, out: Path) -> None:
         """Writes results, routes and, last, the checkpoint; each whole or not at all."""
+        from routing_marl.results import table, write_results  # pandas: later than the first progress bar
+
         write_results(out / RESULTS, table(self.rows))
         arrays = routes_kept(self.engine, self.usage, self.policies, self.returns)
         write_whole(out / ROUTES, lambda path: _save_npz(path, arrays))

@@ -185,3 +185,16 @@ def test_the_table_is_the_one_in_the_real_file():
         assert real["coarse_names"].tolist() == list(class_names.CIFAR100_COARSE_NAMES)
         assert real["class_names"].tolist() == list(class_names.CIFAR100_FINE_NAMES)
     assert data.find_arrays("cifar100").x_train.shape == (50000, 32, 32, 3)
+
+
+def test_digits_are_scikit_learns_whether_its_file_is_found_or_it_has_to_be_asked(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    images, digits = data.scikit_digits()
+    pixels, target = load_digits(return_X_y=True)
+    assert images.dtype == np.uint8 and digits.dtype == np.int64 and images.shape == (1797, 8, 8)
+    np.testing.assert_array_equal(images.reshape(-1, 64), np.round(pixels * 255 / 16))
+    np.testing.assert_array_equal(digits, target)
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    for ours, asked in zip((images, digits), data.scikit_digits(), strict=True):
+        np.testing.assert_array_equal(ours, asked)

@@ -75,7 +75,7 @@ def slow_update(modules, optimizers, x, block, target, depths=1):
 
 
 def snapshot(layer, optimizer):
-    state = [optimizer.state[p] for p in layer.parameters()]
+    state = [optimizer.state.get(p, {}) for p in layer.parameters()]
     rows = [p.detach().clone() for p in layer.parameters()]
     return rows + [s[key].clone() for s in state for key in ("step", "exp_avg", "exp_avg_sq") if s]
 

@@ -106,6 +106,25 @@ def test_importing_the_package_does_not_load_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_training_begins_before_what_only_tables_and_pictures_need_is_loaded(tmp_path):
+    code = f"""
+import sys
+from routing_marl import training
+from routing_marl.cli import main
+from routing_marl.commands import train
+
+def first_look(run, *args):
+    slow = {{"pandas", "scipy", "matplotlib", "sklearn", "torchvision", "pettingzoo", "torch._dynamo"}}
+    print("loaded:", sorted(slow & set(sys.modules)))
+    raise SystemExit(3)
+
+training.Run._progress = first_look
+main(["train", "--suite", "digits", "--method", "wpl", "--out", {str(tmp_path / "run")!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3 and "loaded: []" in done.stdout, done.stdout + done.stderr
+
+
 # -- what stands in the sources --------------------------------------------------------------------------------------
 
 

@@ -195,6 +195,20 @@ def test_instances_of_weight_zero_do_not_count(suite):
     assert metrics.accuracy.tolist() == metrics.balanced_accuracy.tolist() == metrics.loss.tolist() == [0.5] * 3
 
 
+def test_a_tally_of_many_batches_is_that_of_all_instances_and_can_be_read_between(suite):
+    generator = torch.Generator().manual_seed(0)
+    shape = (150, suite.n_tasks, 2)
+    correct, loss = torch.rand(shape, generator=generator) < 0.3, torch.rand(shape, generator=generator)
+    label = torch.zeros(shape, dtype=torch.long)
+    tally = Tally(suite, torch.device("cpu"))
+    for n, (y, right, nats) in enumerate(zip(label[:, None], correct[:, None], loss[:, None], strict=True), start=1):
+        tally.add(Batch(y, y), Outcome(right, nats))
+        if n in (1, 64, 100, 150):
+            metrics = tally.metrics()
+            torch.testing.assert_close(metrics.accuracy, correct[:n].float().mean((0, 2)))
+            torch.testing.assert_close(metrics.loss, loss[:n].mean((0, 2)))
+
+
 def test_routes_file_holds_shares_per_epoch_that_evaluation_repeats(config, tmp_path):
     run = train(config, tmp_path)
     spec = run.engine.spec
