@@ -184,7 +184,7 @@ def test_the_table_of_many_seeds_fits_80_columns(npz, run, inline, monkeypatch):
     summary = pd.DataFrame(json.loads(Path("s.json").read_text()))
     assert len(summary) == 8 and (summary["iqm_low"] <= summary["iqm_high"]).all()
     row = summary.iloc[0]
-    assert f"{100 * row['iqm_low']:.1f} to {100 * row['iqm_high']:.1f}" in out
+    assert f"{100 * row['iqm_low']:.1f}-{100 * row['iqm_high']:.1f}" in out and "MACs" in out.splitlines()[3]
     assert "hints, not findings" not in out
 
 

@@ -43,7 +43,20 @@ def test_comparison(tmp_path: Path) -> None:
     assert pictures == 5
 
 
-@pytest.mark.parametrize("name", ["quickstart.ipynb", "comparison.ipynb"])
+def test_reproduction() -> None:
+    printed, shown, pictures = executed("reproduction.ipynb", NOTEBOOKS)
+    margins = re.findall(
+        r"^wpl - (\w+): ([+-][\d.]+) points, 95 % interval ([+-][\d.]+) to ([+-][\d.]+)", printed, re.M
+    )
+    found = {name: (float(mean), float(low), float(high)) for name, mean, low, high in margins}
+    assert found["task_specific_1_fc"][1] > 1 and abs(found["task_specific_all_fc"][0]) < 1
+    assert found["random_fixed"][1] > 20  # intervals that exclude zero
+    assert "AMI" in shown and pictures == 2
+    for path in (NOTEBOOKS / "results").glob("*_runs.parquet"):
+        assert f"routing-marl compare --grid {path.stem.removesuffix('_runs')}" in printed
+
+
+@pytest.mark.parametrize("name", ["quickstart.ipynb", "comparison.ipynb", "reproduction.ipynb"])
 def test_outputs_are_stripped(name: str) -> None:
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
