@@ -109,6 +109,7 @@ def test_importing_the_package_does_not_load_torch():
 def test_training_begins_before_what_only_tables_and_pictures_need_is_loaded(tmp_path):
     code = f"""
 import sys
+from routing_marl.grid import SHIPPED
 from routing_marl import training
 from routing_marl.cli import main
 from routing_marl.commands import train
@@ -230,7 +231,8 @@ def test_the_wheel_holds_everything_under_its_own_name(tmp_path):
     wanted = {f"{name.replace('.', '/')}{'/__init__' * (p.name == '__init__.py')}.py" for name, p in MODULES.items()}
     code = {name for name in names if ".dist-info/" not in name}
     templates = {f"routing_marl/templates/report.{ending}" for ending in ("html", "js")}
-    assert code == wanted | {"routing_marl/py.typed"} | templates
+    grids = {f"routing_marl/grids/{path.name}" for path in (ROOT / "routing_marl/grids").glob("*.yaml")}
+    assert grids and code == wanted | {"routing_marl/py.typed"} | templates | grids
     assert {name.partition("/")[0] for name in code} == {"routing_marl"}
     entry = next(name for name in names if name.endswith("entry_points.txt"))
     with zipfile.ZipFile(wheel) as archive:
