@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
+from matplotlib.ticker import LogLocator
 
 from routing_marl.files import write_whole
 from routing_marl.plots.lines import COLOURS, legend_below, style, with_legend
@@ -168,6 +169,8 @@ def cost_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="tasks", ylabel="training step, ms per instance")
     ticks = sorted({n for points in curves.values() for n in points})
     axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
