@@ -85,7 +85,7 @@ def route_matrices(usages: Mapping[str, Usage], task_names: Sequence[str]) -> Fi
                 continue
             image = axes.imshow(usage[depth], vmin=0, vmax=1, cmap="Blues", aspect="auto")
             if depth == 0:
-                axes.set_ylabel(name)
+                axes.set_ylabel(name.replace(" ", "\n"), fontsize=9)  # settings of a method: a line each
                 if n_tasks <= 40:
                     axes.set_yticks(range(n_tasks), task_names, fontsize=7)
             if number == 0:
