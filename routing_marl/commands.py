@@ -21,6 +21,7 @@ from routing_marl import data as data_sets
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
 from routing_marl.display import percent, progress_bars
+from routing_marl.environment import environment
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
@@ -234,7 +235,6 @@ def methods(options: "cli.Methods") -> None:
 def bench(options: "cli.Bench") -> None:
     """``routing-marl bench``."""
     from routing_marl import bench as benchmarks
-    from routing_marl.environment import environment
 
     _set_threads(options.threads)
     keep_freed_memory()

@@ -54,6 +54,7 @@ class Method:
         sharing: who shares what, where that never changes.
         network: builds a network without routers, where the method is one.
         features: whether agents see the representation that they route.
+        own_fc: whether a network without routers can leave the fully connected layers to the tasks.
     """
 
     summary: str
@@ -62,6 +63,7 @@ class Method:
     sharing: Share | None = None
     network: Callable[..., UnroutedNetwork] | None = None
     features: bool = False
+    own_fc: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,9 +94,6 @@ def _oracle(suite: TaskSuite, config: RunConfig) -> static.Sharing:
         raise UserError(f"method is 'oracle', but suite {suite.name} has no known clusters of tasks; take another")
     return static.oracle(suite.clusters, config.network.depth, config.network.routed_convs)
 
-
-_OWN_FC = ("soft_routing", "gumbel_softmax", "gumbel_matrix")
-"""Networks with gates that can leave the fully connected layers to the tasks."""
 
 _PAPER = "Rosenbaum et al. 2018, arXiv 1711.01239"
 
@@ -169,12 +168,18 @@ METHODS: dict[str, Method] = {
         "columns for the routed layers only", "Misra et al. 2016, arXiv 1604.03539", network=cross_stitch_fc
     ),
     "mmoe": Method("experts, mixed by a gate per task, then towers", "Ma et al. 2018, KDD", network=mmoe),
-    "soft_routing": Method("each task mixes all blocks by a softmax", _PAPER, network=soft_routing),
+    "soft_routing": Method("each task mixes all blocks by a softmax", _PAPER, network=soft_routing, own_fc=True),
     "gumbel_softmax": Method(
-        "each task draws a block, straight-through", "Jang et al. 2017, arXiv 1611.01144", network=gumbel_softmax
+        "each task draws a block, straight-through",
+        "Jang et al. 2017, arXiv 1611.01144",
+        network=gumbel_softmax,
+        own_fc=True,
     ),
     "gumbel_matrix": Method(
-        "each task takes any subset of the blocks", "Maziarz et al. 2019, arXiv 1910.04915", network=GumbelMatrix
+        "each task takes any subset of the blocks",
+        "Maziarz et al. 2019, arXiv 1910.04915",
+        network=GumbelMatrix,
+        own_fc=True,
     ),
     "switch": Method(
         "each instance takes its best block, room permitting", "Fedus et al. 2021, arXiv 2101.03961", network=switch
@@ -247,9 +252,17 @@ def make_game(config: RunConfig, suite: TaskSuite, device: str) -> tuple[Routing
     if method.make_agent is not None:
         return engine, build_agent(method.make_agent, engine.spec, config)
     if method.sharing is not None:
-        table = method.sharing(suite, config).table  # which may know of towers, that nobody chooses
-        return engine, FixedRoutes(engine.spec, table[: engine.spec.n_depths])
+        return engine, FixedRoutes(engine.spec, _shared(method.sharing, suite, config).table)
     return engine, FixedRoutes(engine.spec, torch.zeros(1, suite.n_tasks, dtype=torch.long))
+
+
+def _shared(share: Share, suite: TaskSuite, config: RunConfig) -> static.Sharing:
+    """The blocks of all layers; and who takes which of the routed ones, which leaves out layers of each task's own."""
+    blocks, table = share(suite, config)
+    if not config.network.own_fc:
+        return static.Sharing(blocks, table)
+    n_routed = len(blocks) - config.network.depth
+    return static.Sharing((*blocks[:n_routed], *[suite.n_tasks] * config.network.depth), table[:n_routed])
 
 
 def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
@@ -263,19 +276,17 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
     if settings.recursive:
         raise UserError(f"{config.method} has layers of its own at each depth; it can't be recursive")
     if method.sharing is not None:
-        blocks = method.sharing(suite, config).blocks
-        routed_convs = len(blocks) - settings.depth
-        if settings.own_fc:
-            blocks = (*blocks[:routed_convs], *[suite.n_tasks] * settings.depth)
-        fixed = {"blocks": blocks, "routed_convs": routed_convs, "allow_pass": False}
+        blocks = _shared(method.sharing, suite, config).blocks
+        fixed = {"blocks": blocks, "routed_convs": len(blocks) - settings.depth, "allow_pass": False}
         return partial(routing_all_fc, **{**layers, **fixed})
     assert method.network is not None
     for name in ("recursive", "allow_pass", "allow_stop"):
         del layers[name]
-    if config.method not in _OWN_FC:
+    if not method.own_fc:
         del layers["own_fc"]
         if settings.own_fc:
-            right = f"own-fc is for routers, fixed sharing and {', '.join(_OWN_FC)}"
+            able = ", ".join(name for name, other in METHODS.items() if other.own_fc)
+            right = f"own-fc is for routers, fixed sharing and {able}"
             raise UserError(f"own-fc is True, but {config.method} mixes its layers as it does; {right}")
     return partial(method.network, **layers, **settings_of(config).agent.given())
 
