@@ -8,12 +8,14 @@ views of this class.
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from routing_marl.activations import largest_tensor
 from routing_marl.config import EngineConfig
 from routing_marl.errors import UserError
 from routing_marl.minibatches import Minibatches, sequential
@@ -29,6 +31,12 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 FEATURE_BOUND = 10.0
 """Features in observations are clipped to this size, so that observation spaces are bounded."""
+
+EVALUATED_IMAGES = 4000
+"""Most images of an evaluation batch ..."""
+
+EVALUATED_NUMBERS = 2**27
+"""... and most numbers in the largest tensor that it makes: half a gigabyte, of which a network keeps a few at once."""
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -289,9 +297,15 @@ class RoutingEngine:
         width = self.config.episodes * self.config.instances
         return -(-max(self.suite.train.sizes) // width)
 
-    def batches(self, split: SplitName, max_images: int = 4000) -> Iterator[Batch]:
-        """Every instance of a split once, in large batches, for evaluation; decisions as in training."""
-        for parts in sequential(self.suite.split(split), self.config.instances, max_images):
+    def batches(self, split: SplitName, max_images: int | None = None) -> Iterator[Batch]:
+        """Every instance of a split once, in large batches, for evaluation; decisions as in training.
+
+        Args:
+            split: what to go through.
+            max_images: upper bound of a batch's images (it holds at least one decision of each task); by default, what
+                memory has room for.
+        """
+        for parts in sequential(self.suite.split(split), self.config.instances, max_images or self._images_at_once):
             yield Batch(*parts)
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -349,6 +363,16 @@ class RoutingEngine:
         """Number of updates of the blocks so far."""
         self.failed_at = torch.full((), -1, device=self.device)
         """The first update whose loss was not finite; -1 while all were. A tensor: reading it waits."""
+
+    @cached_property
+    def _images_at_once(self) -> int:
+        """Networks differ: in cross-stitch every image passes through a column per task."""
+        images = self.suite.images[:1].expand(1, self.spec.n_tasks, 1, *self.suite.image_shape)
+        routes = torch.stack(self._substitutes)[:, None, None].expand(-1, 1, self.spec.n_tasks)
+        self.network.eval()
+        with self._computing(learning=False):
+            per_image = largest_tensor(lambda: self.network(images, routes)) / self.spec.n_tasks
+        return max(1, min(EVALUATED_IMAGES, int(EVALUATED_NUMBERS / per_image)))
 
     def _order(self, split: SplitName) -> Minibatches:
         if split not in self._minibatches:

@@ -12,12 +12,14 @@ import torch
 from test_rewards import SlowAgreement
 from torch import nn
 
+import routing_marl.engine as engine_module
 from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, RandomAgent
+from routing_marl.baselines.cross_stitch import CrossStitch
 from routing_marl.blocks import StackedBlocks
 from routing_marl.config import EngineConfig
 from routing_marl.engine import Batch, RoutingEngine, _looked_up
 from routing_marl.errors import UserError
-from routing_marl.network import RoutedNetwork
+from routing_marl.network import RoutedNetwork, routing_all_fc
 from routing_marl.suites import TaskSuite
 from routing_marl.synchronisation import synchronisations
 
@@ -561,6 +563,18 @@ def test_batches_cover_the_split_once(split, max_images):
     for task in range(3):
         own = slice(*part.offset[task : task + 2])
         assert [labels[task, int(image)] for image in part.image[own]] == part.label[own].tolist()
+
+
+@pytest.mark.parametrize(("make_network", "images"), [(routing_all_fc, 15), (CrossStitch, 3)])
+def test_networks_with_larger_tensors_are_evaluated_in_smaller_batches(make_network, images, monkeypatch):
+    # 32 filters on 8x8 pixels; cross-stitch has a column of them for each of the three tasks.
+    monkeypatch.setattr(engine_module, "EVALUATED_NUMBERS", 15 * 32 * 8 * 8)
+    engine = RoutingEngine(tiny_suite(), make_network, EngineConfig(instances=1), seed=0)
+    before = copy.deepcopy(engine.state_dict())
+    assert max(batch.image.numel() for batch in engine.batches("train")) == images
+    assert same(list(before["network"].values()), list(engine.state_dict()["network"].values()))
+    monkeypatch.undo()
+    assert make(instances=1)._images_at_once == engine_module.EVALUATED_IMAGES
 
 
 # -- saving ----------------------------------------------------------------------------------------------------------
