@@ -3,12 +3,16 @@
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import nn
 
 from routing_marl.agents import WPL, FixedRoutes, PolicyGradient, QLearning, all_shared, per_task
@@ -16,6 +20,7 @@ from routing_marl.allocator import keep_freed_memory
 from routing_marl.architecture import SimpleConvNet
 from routing_marl.baselines.cross_stitch import CrossStitch
 from routing_marl.config import EngineConfig, Precision, RunConfig
+from routing_marl.display import progress_bars
 from routing_marl.engine import RoutingEngine
 from routing_marl.envs.routing_v0 import RoutingParallelEnv
 from routing_marl.errors import UserError
@@ -23,6 +28,7 @@ from routing_marl.evaluation import evaluate
 from routing_marl.measuring import Figure, Step, figure, interleaved, ratio, resident, rounds
 from routing_marl.network import routing_all_fc
 from routing_marl.paper_recipes import digits
+from routing_marl.pool import local_runner
 from routing_marl.protocol import Agent, Observation, Trajectory
 from routing_marl.recipes import make_suite
 from routing_marl.suites import TaskSuite
@@ -38,11 +44,13 @@ class Settings:
         seconds: time for each comparison.
         device: where.
         data_dir: where CIFAR-100 is looked for; without it, random images of the same size serve.
+        out: folder for long runs, which go on there if they were stopped; None to keep nothing.
     """
 
     seconds: float = 8.0
     device: str = "cpu"
     data_dir: str | None = None
+    out: Path | None = None
 
 
 # -- what is measured ------------------------------------------------------------------------------------------------
@@ -186,22 +194,34 @@ def host_syncs(settings: Settings) -> Iterator[Figure]:
     yield figure("host_syncs", "operators per training step that wait for a GPU", [len(found) / 3], ("<=", 0.0))
 
 
-def time_to_cross_stitch(settings: Settings, epochs: int = 3) -> Iterator[Figure]:
-    """Wall time of WPL until it has cross-stitch's final test accuracy, over cross-stitch's own. Takes hours."""
-    suite, source = _cifar(settings)
-    engine = EngineConfig(instances=1, precision="bf16")
-    config = RunConfig(method="cross_stitch", suite="cifar100_mtl", epochs=epochs, engine=engine)
-    stitched = Run(config, suite)
-    for _ in range(epochs):
-        stitched.train_epoch()
-    goal = _test_accuracy(stitched)
-    routed = Run(RunConfig(method="wpl", suite="cifar100_mtl", epochs=100, engine=engine), suite)
-    while routed.epoch < 100 and (routed.epoch == 0 or _test_accuracy(routed) < goal):
-        routed.train_epoch()
-    reached = _test_accuracy(routed) >= goal
-    ratio = routed.wall_s / stitched.wall_s if reached else float("inf")
-    what = f"wall time of WPL to {100 * goal:.1f} % on {source} / cross-stitch's of {epochs} epochs"
-    yield figure("time_to_cross_stitch", what, [ratio], ("<=", 0.15))
+def time_to_cross_stitch(settings: Settings) -> Iterator[Figure]:
+    """Training time of WPL until it has cross-stitch's final test accuracy, over cross-stitch's own. Half an hour."""
+    # What reads tables is loaded where it is needed: it takes as long as torch.
+    from routing_marl.comparison import compare
+    from routing_marl.grid import expand, read_grid
+    from routing_marl.statistics import time_to_accuracy
+    from routing_marl.summary import final_scores
+
+    base = RunConfig(method="wpl", device=settings.device, data_dir=settings.data_dir)
+    configs = [config for grid in read_grid(Path("paper_cross_stitch")) for config in expand(grid, base)]
+    make_suite(configs[0].suite, settings.data_dir)  # says what is missing before any work starts
+    with ExitStack() as stack:
+        out = settings.out or Path(stack.enter_context(TemporaryDirectory()))
+        report = stack.enter_context(progress_bars(Console(), len(configs)))
+        frame, failures = compare(configs, out, runner=local_runner(1, torch.get_num_threads()), on_progress=report)
+    if failures:
+        raise UserError(f"{failures[0].config.name} failed: {failures[0].reason}")
+    ratios: list[float] = []
+    goals: list[float] = []
+    for _, runs in frame.groupby("seed"):
+        stitched = final_scores(runs).set_index("method").loc["cross_stitch"]
+        reached = time_to_accuracy(runs[runs["method"] == "wpl"], stitched["accuracy"], unit="wall_s")
+        ratios += (reached / stitched["wall_s"]).tolist()
+        goals.append(100 * stitched["accuracy"])
+    what = (
+        f"training time of WPL to {np.mean(goals):.1f} %, what cross-stitch has after {configs[0].epochs} epochs, / its"
+    )
+    yield figure("time_to_cross_stitch", what, ratios, ("<=", 0.15))
 
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
@@ -216,8 +236,12 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
         epochs_per_hour,
         peak_memory,
         host_syncs,
+        time_to_cross_stitch,
     )
 }
+
+LONG = ("time_to_cross_stitch",)
+"""Those that take longer than a few minutes; only run when asked for."""
 
 
 def cost_curve(settings: Settings) -> dict[str, dict[int, float]]:

@@ -266,7 +266,9 @@ class Bench(Common):
     plot: Path | None = None
     """Also draw the cost of an instance against the number of tasks, into this picture."""
     long: bool = False
-    """Also measure the time to cross-stitch's accuracy (hours)."""
+    """Also measure the time to cross-stitch's accuracy (half an hour), which needs CIFAR-100."""
+    out: Path | None = None
+    """Folder in which the long runs are kept, to go on there if they are stopped."""
 
     def __call__(self) -> None:
         from routing_marl.commands import bench

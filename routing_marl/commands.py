@@ -238,24 +238,22 @@ def bench(options: "cli.Bench") -> None:
 
     _set_threads(options.threads)
     keep_freed_memory()
-    chosen = dict(benchmarks.BENCHMARKS)
-    unknown = [name for name in options.only if name not in chosen]
+    known = benchmarks.BENCHMARKS
+    unknown = [name for name in options.only if name not in known]
     if unknown:
-        raise UserError(f"only is {', '.join(unknown)}; the benchmarks are {', '.join(chosen)}")
+        raise UserError(f"only is {', '.join(unknown)}; the benchmarks are {', '.join(known)}")
     if not options.seconds > 0:
         raise UserError(f"seconds is {options.seconds:g}; it must be more than 0")
-    if options.only:
-        chosen = {name: chosen[name] for name in options.only}
-    if options.long:
-        chosen["time_to_cross_stitch"] = benchmarks.time_to_cross_stitch
+    chosen = options.only or tuple(name for name in known if options.long or name not in benchmarks.LONG)
     device = training.pick_device(options.device)
-    settings = benchmarks.Settings(options.seconds, device, None if options.data_dir is None else str(options.data_dir))
+    data_dir = None if options.data_dir is None else str(options.data_dir)
+    settings = benchmarks.Settings(options.seconds, device, data_dir, options.out)
     machine = environment(device)
     console = Console()
     console.print(", ".join(f"{name}: {value}" for name, value in machine.items()), highlight=False)
     figures = []
-    for benchmark in chosen.values():
-        for figure in benchmark(settings):
+    for name in chosen:
+        for figure in known[name](settings):
             figures.append(figure)
             target = "" if figure.target is None else f"target {figure.target[0]} {figure.target[1]:g}"
             verdict = {None: "", True: "[green]met[/green]", False: "[red]missed[/red]"}[figure.met]

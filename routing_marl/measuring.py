@@ -90,8 +90,8 @@ def ratio(
 
 
 def figure(key: str, what: str, values: list[float], target: tuple[str, float] | None = None, unit: str = "") -> Figure:
-    """The median of some values, and their quartiles."""
-    low, value, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    """The median of some values, and their quartiles; each is one of the values, which may be infinite."""
+    low, value, high = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf").tolist()
     return Figure(key, what, value, low, high, target, unit)
 
 
