@@ -1,5 +1,6 @@
 """The layers of the paper's networks: SimpleConvNet, and the interchangeable blocks of each routed layer."""
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -38,6 +39,7 @@ def layered_parts(
     convs: int = 4,
     filters: int = 32,
     routed_convs: int = 0,
+    same_start: bool = False,
 ) -> tuple[nn.Module, list[list[nn.Module]]]:
     """An encoder, and the blocks of each routed layer: convolutional ones first, then ``depth`` fully connected ones.
 
@@ -51,8 +53,8 @@ def layered_parts(
     encoder = nn.Sequential(*(module for make in stages[: convs - routed_convs] for module in make()))
     layers: list[list[nn.Module]] = []
     for index, make in enumerate(stages[convs - routed_convs :]):
-        ending = [nn.Flatten()] * (index == routed_convs - 1)
-        layers.append([nn.Sequential(*make(), *ending) for _ in range(counts[index])])
+        stage = partial(_sequence, make, flat=index == routed_convs - 1)
+        layers.append(make_blocks(stage, counts[index], same_start))
     if not routed_convs:
         encoder.append(nn.Flatten())
     for module in (encoder, *(block for layer in layers for block in layer)):
@@ -60,20 +62,28 @@ def layered_parts(
 
     widths = [features, *[hidden] * (depth - 1)]
     for width, n in zip(widths[:-1], counts[routed_convs:-1], strict=True):
-        layers.append([_hidden(width, hidden) for _ in range(n)])
-    layers.append([nn.Linear(widths[-1], suite.max_classes) for _ in range(counts[-1])])
+        layers.append(make_blocks(partial(_hidden, width, hidden), n, same_start))
+    layers.append(make_blocks(partial(nn.Linear, widths[-1], suite.max_classes), counts[-1], same_start))
     return encoder, layers
 
 
 def recursive_parts(
-    suite: TaskSuite, *, blocks: int | Sequence[int] | None, hidden: int, depth: int, convs: int, filters: int
+    suite: TaskSuite,
+    *,
+    blocks: int | Sequence[int] | None,
+    hidden: int,
+    depth: int,
+    convs: int,
+    filters: int,
+    same_start: bool,
 ) -> tuple[nn.Module, list[nn.Module], nn.Module]:
     """An encoder, the blocks that all depths share, and the readout of a recursive network."""
     _check(depth, hidden, convs, filters)
     (count,) = _counts(suite, blocks, 1)
     _, features = _stages(suite.image_shape, filters, convs)
     encoder = nn.Sequential(SimpleConvNet(suite.image_shape, filters, convs), _hidden(features, hidden))
-    return encoder, [_hidden(hidden, hidden) for _ in range(count)], nn.Linear(hidden, suite.max_classes)
+    shared = make_blocks(partial(_hidden, hidden, hidden), count, same_start)
+    return encoder, shared, nn.Linear(hidden, suite.max_classes)
 
 
 def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -89,6 +99,14 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] |
     finally:
         module.train(training)
     return tuple(out.shape[1:]) if isinstance(out, Tensor) and out.shape[:1] == (2,) else None
+
+
+def make_blocks(make: Callable[[], nn.Module], n: int, same_start: bool) -> list[nn.Module]:
+    """N blocks, which start as copies of each other where that is wanted."""
+    if not same_start:
+        return [make() for _ in range(n)]
+    first = make()
+    return [copy.deepcopy(first) for _ in range(n)]
 
 
 def _stages(image_shape: tuple[int, int, int], n_filters: int, n_layers: int) -> tuple[list[MakeLayers], int]:
@@ -108,6 +126,10 @@ def _convolution(n_in: int, n_out: int, pool: bool) -> list[nn.Module]:
     convolution = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     return [convolution, nn.BatchNorm2d(n_out), *([nn.MaxPool2d(2)] if pool else []), nn.ReLU()]
+
+
+def _sequence(make: MakeLayers, flat: bool) -> nn.Module:
+    return nn.Sequential(*make(), *[nn.Flatten()] * flat)
 
 
 def _hidden(n_in: int, n_out: int) -> nn.Module:

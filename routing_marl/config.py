@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,14 @@ def _finite(value: object) -> bool:
 
 def _among(name: str, value: object, choices: tuple[str, ...]) -> None:
     require(value in choices, name, value, f"it must be one of {', '.join(choices)}")
+
+
+def flattened(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,8 @@ class NetworkConfig:
     """How many of the convolutional layers, the last ones, are routed too; all of them: routing-all."""
     own_fc: bool = False
     """Fully connected layers of each task's own: only the convolutions are routed (--routed-convs)."""
+    same_start: bool = False
+    """The blocks of a layer start as copies of each other, so that early routes make no difference."""
 
     def __post_init__(self) -> None:
         """Checks every setting."""
@@ -234,6 +245,8 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """A short name for files, unlike that of any run of other settings."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        """A short name for files, unlike that of any run of other settings; new options leave it as it is."""
+        defaults = flattened(RunConfig().identity())
+        given = {name: value for name, value in flattened(self.identity()).items() if value != defaults[name]}
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
         return f"{Path(self.suite).stem}-{self.method.replace(':', '.')}-{self.seed}-{digest}"

@@ -242,6 +242,7 @@ def routing_all_fc(
     filters: int = 32,
     routed_convs: int = 0,
     own_fc: bool = False,
+    same_start: bool = False,
 ) -> RoutedNetwork:
     """The paper's routing-all-fc: SimpleConvNet and ``depth`` routed fully connected layers.
 
@@ -258,12 +259,19 @@ def routing_all_fc(
         filters: filters of each.
         routed_convs: how many of them, the last ones, are routed too. All: this is *routing-all*.
         own_fc: only the convolutions are routed; the fully connected layers are each task's own.
+        same_start: the blocks of a layer start as copies of each other, so that early routes make no difference.
     """
     if recursive:
         if routed_convs:
             raise UserError(f"routed-convs is {routed_convs}; a recursive network can't have any")
         encoder, shared, readout = recursive_parts(
-            suite, blocks=blocks, hidden=hidden, depth=depth, convs=convs, filters=filters
+            suite,
+            blocks=blocks,
+            hidden=hidden,
+            depth=depth,
+            convs=convs,
+            filters=filters,
+            same_start=same_start,
         )
         return RoutedNetwork(
             suite,
@@ -282,6 +290,7 @@ def routing_all_fc(
         convs=convs,
         filters=filters,
         routed_convs=routed_convs,
+        same_start=same_start,
     )
     n_routed = routed_convs if own_fc else len(layers)
     return RoutedNetwork(

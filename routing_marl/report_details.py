@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from routing_marl.comparison import RUNS
+from routing_marl.config import flattened
 from routing_marl.diagnostics import ALL, diagnose
 from routing_marl.environment import ENVIRONMENT
 from routing_marl.errors import UserError
@@ -47,8 +48,8 @@ def run_details(last: pd.DataFrame, orders: dict[str, list[str]], folder: Path) 
             "method": row["place"],
             "seed": row["seed"],
             "final": [_number(row[metric]) for metric in METRICS],
-            "config": _flat(_read_json(at / CONFIG)) if at else {},
-            "environment": _flat(_read_json(at / ENVIRONMENT)) if at else {},
+            "config": _words(_read_json(at / CONFIG)) if at else {},
+            "environment": _words(_read_json(at / ENVIRONMENT)) if at else {},
             "routes": None,
         }
         runs.append(run)
@@ -161,15 +162,9 @@ def _read_json(path: Path) -> Json:
     return read if isinstance(read, dict) else {}
 
 
-def _flat(values: Json, prefix: str = "") -> dict[str, str]:
+def _words(values: Json) -> dict[str, str]:
     """``name.name`` and the value as text; what was not given is left out."""
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            flat[f"{prefix}{name}"] = str(value)
-    return flat
+    return {name: str(value) for name, value in flattened(values).items() if value is not None}
 
 
 def _common(parts: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from routing_marl.config import RunConfig
+from routing_marl.config import RunConfig, flattened
 from routing_marl.cost import Cost, cost_of
 from routing_marl.engine import RoutingEngine, SplitName, Step
 from routing_marl.environment import ENVIRONMENT, environment
@@ -312,13 +312,15 @@ def read_checkpoint(path: Path, config: RunConfig | None = None) -> dict[str, An
     ):
         raise UserError(f"{path} is not a checkpoint of this version (format {CHECKPOINT_FORMAT})")
     if config is not None:
-        ours, theirs = _flat(replace(config, epochs=1).identity()), _flat({**state["config"], "epochs": 1})
-        different = [name for name in ours if ours[name] != theirs.get(name)]
+        ours = flattened(replace(config, epochs=1).identity())
+        # What an older version could not be told was as it is by default.
+        theirs = flattened(RunConfig().identity()) | flattened({**state["config"], "epochs": 1})
+        different = [name for name in ours if ours[name] != theirs[name]]
         if different:
             name = different[0]
             raise UserError(
                 f"{path} is of another configuration: {', '.join(different)} differ "
-                f"({name} was {theirs.get(name)!r}, now {ours[name]!r}); choose another --out"
+                f"({name} was {theirs[name]!r}, now {ours[name]!r}); choose another --out"
             )
     return state
 
@@ -336,13 +338,6 @@ def pick_device(device: str) -> str:
     if device.startswith("cuda") and index >= torch.cuda.device_count():
         raise UserError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPUs, numbered from 0")
     return device
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _save_npz(path: Path, arrays: dict[str, Any]) -> None:

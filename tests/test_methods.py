@@ -164,3 +164,38 @@ def test_own_fully_connected_layers_are_not_for_networks_that_mix_otherwise():
         make_game(config, make_suite("digit_clusters"), "cpu")
     with pytest.raises(UserError, match="own-fc is True; it needs --routed-convs"):
         NetworkConfig(own_fc=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"routed_convs": 1}, {"routed_convs": 1, "own_fc": True}, {"recursive": True}]
+)
+def test_blocks_that_start_as_copies_make_the_same_of_an_image_on_every_route(settings):
+    suite = make_suite("digit_clusters")
+
+    def logits(same_start: bool, block: int):
+        network = NetworkConfig(blocks=3, depth=2, hidden=8, same_start=same_start, **settings)
+        engine, _ = make_game(RunConfig(network=network), suite, "cpu")
+        engine.start(0)
+        routes = torch.full((engine.spec.n_depths, 1, 9), block)
+        with torch.no_grad():
+            return engine.network.eval()(suite.images[:18].view(1, 9, 2, *suite.image_shape), routes)
+
+    assert torch.allclose(logits(True, 0), logits(True, 2), atol=1e-6)
+    assert not torch.allclose(logits(False, 0), logits(False, 2), atol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["task_specific_all", "gumbel_matrix", "mmoe", "cross_stitch"])
+def test_blocks_of_methods_that_are_no_routers_can_start_as_copies_too(method):
+    def spread(same_start: bool) -> float:
+        config = RunConfig(method=method, network=NetworkConfig(depth=2, hidden=7, same_start=same_start))
+        network = make_game(config, make_suite("digit_clusters"), "cpu")[0].network
+        (weight,) = [p for p in network.parameters() if tuple(p.shape) in {(10, 7, 32), (9, 7, 32), (9 * 7, 32)}]
+        blocks = weight.detach().view(-1, 7, 32)
+        return float((blocks[:9] - blocks[0]).abs().max())
+
+    assert spread(True) == 0 < spread(False)
+
+
+def test_switch_has_a_start_of_its_own():
+    with pytest.raises(UserError, match="same-start is True; blocks of switch and st_moe"):
+        make_game(RunConfig(method="switch", network=NetworkConfig(same_start=True)), make_suite("digits"), "cpu")

@@ -429,6 +429,26 @@ def test_a_checkpoint_of_another_configuration_is_refused(change, difference, co
     assert files(checkpoint.parent) == before
 
 
+def test_a_checkpoint_of_a_version_with_fewer_options_is_gone_on_with(config, suite, checkpoint):
+    state = read_checkpoint(checkpoint)
+    for name in ("same_start", "own_fc"):
+        del state["config"]["network"][name]
+    torch.save(state, checkpoint)
+    assert train(config, checkpoint.parent, suite=suite, resume=True).epoch == config.epochs
+    del state["config"]["network"]["hidden"]  # which the run has given another value than the default
+    torch.save(state, checkpoint)
+    with pytest.raises(UserError, match=r"network\.hidden was 128, now 8"):
+        train(config, checkpoint.parent, suite=suite, resume=True)
+
+
+def test_a_new_option_leaves_the_names_of_runs_as_they_are(config, monkeypatch):
+    names = [run.name for run in (config, replace(config, seed=1), replace(config, engine=EngineConfig(rho=0.5)))]
+    assert len(set(names)) == 3
+    identity = RunConfig.identity
+    monkeypatch.setattr(RunConfig, "identity", lambda self: identity(self) | {"new": 1})
+    assert [config.name, replace(config, seed=1).name] == names[:2]
+
+
 def test_a_checkpoint_of_a_suite_that_has_changed_is_refused(config, checkpoint):
     images, labels = tiny_arrays(24, 0)
     other = TaskSuite.from_arrays("tiny", images, {"a": labels[:, 2]}, {"a": labels[:, 2]}, test_images=255 - images)

@@ -8,6 +8,8 @@ There is one mixing matrix per layer, not one per channel, and it learns at the 
 larger one of the paper's section 5.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_marl.architecture import SimpleConvNet, output_shape
+from routing_marl.architecture import SimpleConvNet, make_blocks, output_shape
 from routing_marl.config import require
 from routing_marl.network import UnroutedNetwork
 from routing_marl.suites import TaskSuite
@@ -32,6 +34,7 @@ class CrossStitch(UnroutedNetwork):
         convs: convolutional layers.
         filters: filters of each.
         routed_convs: how many of them, the last ones, are in columns, the others being shared.
+        same_start: the columns start as copies of each other.
         off_diagonal: what the other columns together start with in each combination; the own one has the rest.
             0.1 is the paper's choice.
     """
@@ -45,28 +48,32 @@ class CrossStitch(UnroutedNetwork):
         convs: int = 4,
         filters: int = 32,
         routed_convs: int = 4,
+        same_start: bool = False,
         off_diagonal: float = 0.1,
     ) -> None:
         require(0 <= off_diagonal <= 1, "off-diagonal", off_diagonal, "it must lie in [0, 1]")
         super().__init__(suite)
         n = self._n_columns = suite.n_tasks
         first = convs - routed_convs
-        columns = [SimpleConvNet(suite.image_shape, filters, convs) for _ in range(n)]
-        self.encoder = nn.Sequential(*list(columns[0])[: _starts(columns[0])[first]])
-        convolutions = [[layer for layer in c if isinstance(layer, nn.Conv2d)] for c in columns]
+        columns = make_blocks(partial(SimpleConvNet, suite.image_shape, filters, convs), n, same_start)
+        stages = list(columns[0].children())
+        self.encoder = nn.Sequential(*stages[: _starts(stages)[first]])
+        convolutions = [[layer for layer in c.children() if isinstance(layer, nn.Conv2d)] for c in columns]
         # The columns lie side by side as groups of channels: [column * filter, ...].
         self.convolutions = nn.ParameterList(
             torch.cat([column[layer].weight.detach() for column in convolutions]) for layer in range(first, convs)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(len(weight)) for weight in self.convolutions)
-        self._pooled = _pooled_layers(columns[0])[first:]
+        self._pooled = _pooled_layers(stages)[first:]
         height, width, channels = suite.image_shape
         encoded = output_shape(columns[0], (channels, height, width))
         assert encoded is not None
         widths = [encoded[0], *[hidden] * (depth - 1), suite.max_classes]
-        linear = [[nn.Linear(a, b) for _ in range(n)] for a, b in pairwise(widths)]
-        self.weights = nn.ParameterList(torch.stack([column.weight.detach() for column in layer]) for layer in linear)
-        self.biases = nn.ParameterList(torch.stack([column.bias.detach() for column in layer]) for layer in linear)
+        linear = [make_blocks(partial(nn.Linear, a, b), n, same_start) for a, b in pairwise(widths)]
+        self.weights, self.biases = (
+            nn.ParameterList(torch.stack([column.get_parameter(name).detach() for column in layer]) for layer in linear)
+            for name in ("weight", "bias")
+        )
         stitch = torch.eye(n) if n == 1 else torch.full((n, n), off_diagonal / (n - 1)).fill_diagonal_(1 - off_diagonal)
         self.stitches = nn.ParameterList(stitch.clone() for _ in range(convs - first + depth - 1))
 
@@ -105,12 +112,12 @@ def cross_stitch_fc(suite: TaskSuite, *, off_diagonal: float = 0.1, **layers: An
     return CrossStitch(suite, off_diagonal=off_diagonal, **columns)
 
 
-def _starts(encoder: SimpleConvNet) -> list[int]:
+def _starts(encoder: Sequence[nn.Module]) -> list[int]:
     """Where each convolution of the encoder stands, and the end."""
     return [*(place for place, layer in enumerate(encoder) if isinstance(layer, nn.Conv2d)), len(encoder) - 1]
 
 
-def _pooled_layers(encoder: SimpleConvNet) -> list[bool]:
+def _pooled_layers(encoder: Sequence[nn.Module]) -> list[bool]:
     """Whether each convolution of the encoder is followed by a pool."""
     pooled: list[bool] = []
     for layer in encoder:

@@ -182,6 +182,8 @@ def st_moe(
 def _network(suite: TaskSuite, layers: dict[str, Any], **settings: Any) -> MixtureNetwork:
     if layers.get("routed_convs"):
         raise UserError(f"routed-convs is {layers['routed_convs']}; switch and st_moe mix fully connected layers, so 0")
+    if layers.get("same_start"):
+        raise UserError("same-start is True; blocks of switch and st_moe have a start of their own, so False")
     n_mixed = layers.get("depth", 3) - 1
     if n_mixed < 1:
         raise UserError("depth is 1; switch and st_moe need at least 2: mixtures, and a last layer of each task's own")
