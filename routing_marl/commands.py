@@ -235,6 +235,7 @@ def methods(options: "cli.Methods") -> None:
 def bench(options: "cli.Bench") -> None:
     """``routing-marl bench``."""
     from routing_marl import bench as benchmarks
+    from routing_marl.bench_games import Settings
 
     _set_threads(options.threads)
     keep_freed_memory()
@@ -247,7 +248,7 @@ def bench(options: "cli.Bench") -> None:
     chosen = options.only or tuple(name for name in known if options.long or name not in benchmarks.LONG)
     device = training.pick_device(options.device)
     data_dir = None if options.data_dir is None else str(options.data_dir)
-    settings = benchmarks.Settings(options.seconds, device, data_dir, options.out)
+    settings = Settings(options.seconds, device, data_dir, options.out)
     machine = environment(device)
     console = Console()
     console.print(", ".join(f"{name}: {value}" for name, value in machine.items()), highlight=False)

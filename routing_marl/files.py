@@ -46,17 +46,17 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON; null stands for numbers that are not there (JSON has no nan)."""
-    text = json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
+    """Writes a value as indented JSON; null stands for numbers that are not there (JSON has no nan, and no inf)."""
+    text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text))
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
+        return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_output_file(path: Path) -> None:

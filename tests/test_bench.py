@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import pytest
 import torch
 
 from routing_marl import bench, comparison
-from routing_marl.bench import BENCHMARKS, LONG, Settings
+from routing_marl.bench import BENCHMARKS, LONG
+from routing_marl.bench_games import Settings
 from routing_marl.cli import main
 from routing_marl.results import table
 from routing_marl.rows import MEAN_TASK
@@ -46,11 +48,14 @@ def test_time_to_cross_stitch_is_wpl_s_time_to_the_goal_over_all_of_cross_stitch
     assert folders == [tmp_path / "kept"]
 
 
-def test_time_to_cross_stitch_is_infinite_where_wpl_never_gets_there(measured):
+def test_time_to_cross_stitch_is_infinite_where_wpl_never_gets_there(measured, tmp_path):
     folders = measured(curve("cross_stitch", 0, [0.7], 100) + curve("wpl", 0, [0.5, 0.6], 10))
     (figure,) = bench.time_to_cross_stitch(Settings())
     assert figure.value == math.inf and not figure.met
     assert not folders[0].exists()  # a folder of its own, and nothing is left
+    main(["bench", "--only", "time_to_cross_stitch", "--json", str(tmp_path / "figures.json")])
+    listed = json.loads((tmp_path / "figures.json").read_text())["figures"]["time_to_cross_stitch"]
+    assert listed["value"] is None and not listed["met"]
 
 
 def test_the_long_benchmark_is_run_only_when_asked_for(monkeypatch):

@@ -442,6 +442,13 @@ def test_learning_curves_have_a_panel_per_metric_and_a_line_per_method():
     assert len(plots.learning_curves(TOY, metrics=["loss"]).axes) == 1
 
 
+def test_learning_curves_can_be_drawn_against_training_time():
+    seconds = 10.0 * TOY["epoch"] + TOY["seed"]  # seed s takes s seconds more until each epoch's end
+    (axes,) = plots.learning_curves(TOY.assign(wall_s=seconds), metrics=["accuracy"], unit="wall_s").axes
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[10, 10], [21, 60]])  # mean over seeds 0, and 0 to 2
+    assert axes.get_xlabel() == "training / s"
+
+
 def test_route_matrices_have_a_panel_per_router_and_depth():
     usages = {"a": np.eye(4)[None, :3].repeat(2, 0), "b": np.full((1, 3, 4), 0.25)}
     figure = plots.route_matrices(usages, ["t0", "t1", "t2"])

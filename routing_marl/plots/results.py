@@ -30,34 +30,37 @@ def learning_curves(
     split: str = "test",
     metrics: Sequence[str] = ("accuracy", "balanced_accuracy"),
     floors: Mapping[str, float] | None = None,
+    unit: str = "epoch",
 ) -> Figure:
-    """Mean over seeds of each metric against epochs, one line per method, with 95 % bands.
+    """Mean over seeds of each metric after each epoch, one line per method, with 95 % bands.
 
     Args:
         frame: rows as in results.parquet.
         split: which split.
         metrics: one panel each.
         floors: for a metric, what "always the commonest class" scores: a dotted line.
+        unit: ``"epoch"``, or ``"wall_s"`` for the training time until then, likewise averaged over seeds.
     """
     rows = frame[(frame["split"] == split) & (frame["task"] == MEAN_TASK)]
     methods = list(dict.fromkeys(rows["method"]))
     figure = with_legend(5.2 * len(metrics), 4.0, len(methods) + bool(floors))
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
-        scale, most, unit = (1, np.inf, "") if metric == "loss" else (100, 100, " / %")
+        scale, most, suffix = (1, np.inf, "") if metric == "loss" else (100, 100, " / %")
         means: list[float] = []
         for number, method in enumerate(methods):
-            by_epoch = rows[rows["method"] == method].groupby("epoch")[metric]
-            mean, half = scale * by_epoch.mean(), scale * by_epoch.apply(half_interval)
+            by_epoch = rows[rows["method"] == method].groupby("epoch")
+            mean, half = scale * by_epoch[metric].mean(), scale * by_epoch[metric].apply(half_interval)
             means += [*mean]
-            line = style(number)
-            axes.plot(mean.index, mean, **line, label=method, marker="." if len(mean) < 30 else None)
-            axes.fill_between(mean.index, mean - half, (mean + half).clip(upper=most), color=line["color"], alpha=0.15)
+            line, x = style(number), mean.index if unit == "epoch" else by_epoch[unit].mean()
+            axes.plot(x, mean, **line, label=method, marker="." if len(mean) < 30 else None)
+            axes.fill_between(x, mean - half, (mean + half).clip(upper=most), color=line["color"], alpha=0.15)
         if floors and metric in floors:
             axes.axhline(scale * floors[metric], color="grey", linestyle=":", label="always the commonest class")
         # By the means: with few seeds a 95 % band can be wider than everything else in the picture.
         room = 0.08 * (max(means) - min(means)) + 0.005 * scale
         axes.set_ylim(min(means) - room, min(max(means) + room, most + 0.5))
-        axes.set(xlabel="epoch", ylabel=f"{split} {metric.replace('_', ' ')}{unit}")
+        x_label = "epoch" if unit == "epoch" else "training / s"
+        axes.set(xlabel=x_label, ylabel=f"{split} {metric.replace('_', ' ')}{suffix}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
