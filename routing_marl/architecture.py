@@ -39,6 +39,7 @@ def layered_parts(
     convs: int = 4,
     filters: int = 32,
     routed_convs: int = 0,
+    joint_convs: bool = False,
     same_start: bool = False,
 ) -> tuple[nn.Module, list[list[nn.Module]]]:
     """An encoder, and the blocks of each routed layer: convolutional ones first, then ``depth`` fully connected ones.
@@ -48,20 +49,25 @@ def layered_parts(
     _check(depth, hidden, convs, filters)
     if not 0 <= routed_convs <= convs:
         raise UserError(f"routed-convs is {routed_convs}; it must lie between 0 and convs ({convs})")
-    counts = _counts(suite, blocks, routed_convs + depth)
+    n_conv_layers = min(routed_convs, 1) if joint_convs else routed_convs
+    counts = _counts(suite, blocks, n_conv_layers + depth)
     stages, features = _stages(suite.image_shape, filters, convs)
     encoder = nn.Sequential(*(module for make in stages[: convs - routed_convs] for module in make()))
     layers: list[list[nn.Module]] = []
-    for index, make in enumerate(stages[convs - routed_convs :]):
-        stage = partial(_sequence, make, flat=index == routed_convs - 1)
-        layers.append(make_blocks(stage, counts[index], same_start))
+    routed = [partial(_sequence, make) for make in stages[convs - routed_convs :]]
+    if routed:
+        routed[-1] = partial(_sequence, stages[-1], flat=True)
+    if joint_convs:
+        layers.append(make_blocks(lambda: nn.Sequential(*(make() for make in routed)), counts[0], same_start))
+    else:
+        layers += [make_blocks(make, n, same_start) for make, n in zip(routed, counts, strict=False)]
     if not routed_convs:
         encoder.append(nn.Flatten())
     for module in (encoder, *(block for layer in layers for block in layer)):
         module.to(memory_format=torch.channels_last)
 
     widths = [features, *[hidden] * (depth - 1)]
-    for width, n in zip(widths[:-1], counts[routed_convs:-1], strict=True):
+    for width, n in zip(widths[:-1], counts[n_conv_layers:-1], strict=True):
         layers.append(make_blocks(partial(_hidden, width, hidden), n, same_start))
     layers.append(make_blocks(partial(nn.Linear, widths[-1], suite.max_classes), counts[-1], same_start))
     return encoder, layers
@@ -128,7 +134,7 @@ def _convolution(n_in: int, n_out: int, pool: bool) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(n_out), *([nn.MaxPool2d(2)] if pool else []), nn.ReLU()]
 
 
-def _sequence(make: MakeLayers, flat: bool) -> nn.Module:
+def _sequence(make: MakeLayers, flat: bool = False) -> nn.Module:
     return nn.Sequential(*make(), *[nn.Flatten()] * flat)
 
 

@@ -175,6 +175,8 @@ class NetworkConfig:
     """Filters of each convolutional layer."""
     routed_convs: int = 0
     """How many of the convolutional layers, the last ones, are routed too; all of them: routing-all."""
+    joint_convs: bool = False
+    """The routed convolutions are one layer: a block of it is all of them, and is taken at once."""
     own_fc: bool = False
     """Fully connected layers of each task's own: only the convolutions are routed (--routed-convs)."""
     same_start: bool = False
@@ -191,12 +193,19 @@ class NetworkConfig:
         most = 0 if self.recursive else self.convs
         right = "it must lie between 0 and convs (0 with --recursive)"
         require(0 <= self.routed_convs <= most, "routed-convs", self.routed_convs, right)
-        require(not self.own_fc or self.routed_convs > 0, "own-fc", self.own_fc, "it needs --routed-convs")
+        for name in ("own_fc", "joint_convs"):
+            given = getattr(self, name)
+            require(not given or self.routed_convs > 0, name.replace("_", "-"), given, "it needs --routed-convs")
+
+    @property
+    def conv_layers(self) -> int:
+        """Layers that the routed convolutions are."""
+        return min(self.routed_convs, 1) if self.joint_convs else self.routed_convs
 
     def layer_blocks(self, n_tasks: int) -> tuple[int, ...]:
         """Function blocks of each layer that is not the shared encoder's, convolutions first (not recursive)."""
         blocks = self.blocks or n_tasks
-        return (*[blocks] * self.routed_convs, *[n_tasks if self.own_fc else blocks] * self.depth)
+        return (*[blocks] * self.conv_layers, *[n_tasks if self.own_fc else blocks] * self.depth)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from routing_marl.blocks import LoopedBlocks, RoutedLayer, SharedBlock, StackedBlocks
@@ -26,7 +26,36 @@ def routed_layer(blocks: Sequence[nn.Module], *, idle: bool) -> RoutedLayer:
         return StackedBlocks(blocks, idle=idle)
     if _homogeneous(blocks) and is_convolutional(blocks[0]):
         return ConvolutionalBlocks(blocks, idle=idle)
+    if _homogeneous(blocks) and not idle and _is_chain(blocks[0]):
+        return ChainedBlocks(blocks)
     return LoopedBlocks(blocks)
+
+
+class ChainedBlocks(RoutedLayer):
+    """Blocks of several parts: layers one after the other, in all of which a decision takes the same block.
+
+    Args:
+        blocks: for which :func:`_is_chain` holds, all of one architecture.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.n_blocks = len(blocks)
+        parts = zip(*(block.children() for block in blocks), strict=True)
+        self.parts = nn.ModuleList(routed_layer(part, idle=False) for part in parts)
+
+    def forward(
+        self, x: Float[Tensor, "decision instance *features"], block: Int[Tensor, " decision"]
+    ) -> Float[Tensor, "decision instance *out"]:
+        """Sends the instances of each decision through all parts of its block."""
+        for part in self.parts:
+            x = part(x, block)
+        return x
+
+
+def _is_chain(block: nn.Module) -> bool:
+    """Whether the block is one convolutional stage after the other."""
+    return isinstance(block, nn.Sequential) and all(is_convolutional(part) for part in block)
 
 
 class OwnBlocks(nn.Module):

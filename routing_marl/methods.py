@@ -77,7 +77,7 @@ class Method:
 
 def _of_layers(share: Callable[[int, int, int], static.Sharing]) -> Share:
     """Sharing that depends on the number of tasks and layers only."""
-    return lambda suite, config: share(suite.n_tasks, config.network.depth, config.network.routed_convs)
+    return lambda suite, config: share(suite.n_tasks, config.network.depth, config.network.conv_layers)
 
 
 def _single_task(suite: TaskSuite, config: RunConfig) -> static.Sharing:
@@ -92,7 +92,7 @@ def _random_fixed(suite: TaskSuite, config: RunConfig) -> static.Sharing:
 def _oracle(suite: TaskSuite, config: RunConfig) -> static.Sharing:
     if suite.clusters is None:
         raise UserError(f"method is 'oracle', but suite {suite.name} has no known clusters of tasks; take another")
-    return static.oracle(suite.clusters, config.network.depth, config.network.routed_convs)
+    return static.oracle(suite.clusters, config.network.depth, config.network.conv_layers)
 
 
 _PAPER = "Rosenbaum et al. 2018, arXiv 1711.01239"
@@ -277,7 +277,9 @@ def make_network(config: RunConfig, suite: TaskSuite) -> MakeNetwork:
         raise UserError(f"{config.method} has layers of its own at each depth; it can't be recursive")
     if method.sharing is not None:
         blocks = _shared(method.sharing, suite, config).blocks
-        fixed = {"blocks": blocks, "routed_convs": len(blocks) - settings.depth, "allow_pass": False}
+        fixed = {"blocks": blocks, "allow_pass": False}
+        if (conv_layers := len(blocks) - settings.depth) != settings.conv_layers:  # a method that shares nothing
+            fixed |= {"routed_convs": conv_layers, "joint_convs": False}
         return partial(routing_all_fc, **{**layers, **fixed})
     assert method.network is not None
     for name in ("recursive", "allow_pass", "allow_stop"):

@@ -241,6 +241,7 @@ def routing_all_fc(
     convs: int = 4,
     filters: int = 32,
     routed_convs: int = 0,
+    joint_convs: bool = False,
     own_fc: bool = False,
     same_start: bool = False,
 ) -> RoutedNetwork:
@@ -258,6 +259,7 @@ def routing_all_fc(
         convs: convolutional layers of SimpleConvNet.
         filters: filters of each.
         routed_convs: how many of them, the last ones, are routed too. All: this is *routing-all*.
+        joint_convs: those are one layer, whose blocks are all of them one after the other.
         own_fc: only the convolutions are routed; the fully connected layers are each task's own.
         same_start: the blocks of a layer start as copies of each other, so that early routes make no difference.
     """
@@ -290,9 +292,10 @@ def routing_all_fc(
         convs=convs,
         filters=filters,
         routed_convs=routed_convs,
+        joint_convs=joint_convs,
         same_start=same_start,
     )
-    n_routed = routed_convs if own_fc else len(layers)
+    n_routed = len(layers) - depth if own_fc else len(layers)
     return RoutedNetwork(
         suite, encoder, layers[:n_routed], towers=layers[n_routed:], allow_pass=allow_pass, allow_stop=allow_stop
     )

@@ -144,6 +144,35 @@ def test_the_published_gumbel_matrix_layers_are_a_configuration():
     assert out.shape == (1, 3, 1, 4)
 
 
+@pytest.mark.parametrize("routed_convs", [2, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_joint_convolutions_are_the_same_route_through_single_ones(routed_convs, training):
+    torch.manual_seed(0)
+    suite = tiny_suite(shape=(16, 16, 3))
+    settings = {"blocks": 3, "routed_convs": routed_convs, "hidden": 7, "depth": 2}
+    joint = routing_all_fc(suite, joint_convs=True, **settings).train(training)
+    single = routing_all_fc(suite, **settings).train(training)
+    assert len(joint.layers) == 3 and joint.layers[0].n_blocks == 3
+    renamed = {}
+    for name, value in joint.state_dict().items():
+        layers, number, *rest = name.split(".")
+        if layers == "layers":
+            if number == "0":
+                assert rest.pop(0) == "parts"
+                number = rest.pop(0)
+            else:
+                number = str(int(number) + routed_convs - 1)
+        renamed[".".join([layers, number, *rest])] = value
+    single.load_state_dict(renamed)
+    images = random_images(suite, 5, 2)
+    routes = torch.randint(3, (3, 5, suite.n_tasks))
+    ours, theirs = (
+        joint(images, routes),
+        single(images, torch.cat([routes[:1].expand(routed_convs, -1, -1), routes[1:]])),
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("routed_convs", [1, 2, 4])
 def test_all_shared_convolutions_equal_the_encoder(routed_convs):
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,30 @@ def test_own_fully_connected_layers_are_not_for_networks_that_mix_otherwise():
         make_game(config, make_suite("digit_clusters"), "cpu")
     with pytest.raises(UserError, match="own-fc is True; it needs --routed-convs"):
         NetworkConfig(own_fc=True)
+
+
+JOINT = NetworkConfig(blocks=2, depth=2, hidden=8, routed_convs=4, joint_convs=True, own_fc=True)
+
+
+@pytest.mark.parametrize("method", ["wpl", "oracle", "random_fixed", "task_specific_all", "gumbel_softmax"])
+def test_joint_convolutions_are_one_choice(method):
+    engine, agent = make_game(RunConfig(method=method, network=JOINT), make_suite("digit_clusters"), "cpu")
+    (routed,) = [layer for layer in engine.network.layers if not isinstance(layer, OwnBlocks)]
+    wanted = {"oracle": 3, "task_specific_all": 9}.get(method, 2)
+    assert (routed.n_blocks if hasattr(routed, "n_blocks") else routed.blocks.n_blocks) == wanted
+    assert engine.spec.n_depths == 1
+    assert play_episode(engine, agent).terminated
+
+
+@pytest.mark.parametrize("method", ["single_task", "cross_stitch", "mmoe", "shared_bottom", "gumbel_matrix"])
+def test_every_method_takes_joint_convolutions(method):
+    config = RunConfig(method=method, network=replace(JOINT, own_fc=False))
+    assert play_episode(*make_game(config, make_suite("digit_clusters"), "cpu")).terminated
+
+
+def test_joint_convolutions_need_convolutions():
+    with pytest.raises(UserError, match="joint-convs is True; it needs --routed-convs"):
+        NetworkConfig(joint_convs=True)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,10 @@ def test_each_task_of_mmoe_has_a_gate_over_the_features():
 
 def test_a_mixture_is_the_weighted_sum_of_its_blocks():
     torch.manual_seed(0)
-    for blocks, shape in ((fc_blocks(3), (5,)), (layered_parts(tiny_suite(), routed_convs=1)[1][0], (32, 1, 1))):
+    suite = tiny_suite()
+    stage, *_ = layered_parts(suite, routed_convs=1)[1]
+    stages, *_ = layered_parts(suite, routed_convs=4, joint_convs=True)[1]
+    for blocks, shape in ((fc_blocks(3), (5,)), (stage, (32, 1, 1)), (stages, suite.image_shape[::-1])):
         weights = torch.rand(2, 3, 4, 3)
         layer = DenseMixture(Given(weights), copy.deepcopy(blocks)).eval()
         v = torch.randn(2, 3, 4, *shape)

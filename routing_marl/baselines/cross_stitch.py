@@ -108,7 +108,8 @@ def cross_stitch(suite: TaskSuite, *, off_diagonal: float = 0.1, **layers: Any) 
 
 def cross_stitch_fc(suite: TaskSuite, *, off_diagonal: float = 0.1, **layers: Any) -> CrossStitch:
     """Columns of the layers that others route; the encoder is shared."""
-    columns = {name: value for name, value in layers.items() if name != "blocks"}  # there is one per task
+    # There is a column per task, and what is mixed is what each single layer gives.
+    columns = {name: value for name, value in layers.items() if name not in ("blocks", "joint_convs")}
     return CrossStitch(suite, off_diagonal=off_diagonal, **columns)
 
 

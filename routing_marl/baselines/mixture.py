@@ -90,7 +90,7 @@ class TaskMixtureNetwork(MixtureNetwork):
     ) -> None:
         require(gate_rate >= 0, "gate-rate", gate_rate, "a learning rate must be at least 0")
         encoder, blocks = layered_parts(suite, **layers)
-        n_mixed = layers["routed_convs"] if own_fc else len(blocks)
+        n_mixed = len(blocks) - layers["depth"] if own_fc else len(blocks)
         mixtures = [DenseMixture(make_gate(suite.n_tasks, len(layer)), layer) for layer in blocks[:n_mixed]]
         super().__init__(suite, encoder, [*mixtures, *map(OwnBlocks, blocks[n_mixed:])])
         self._gate_rate = gate_rate
@@ -166,7 +166,8 @@ def mmoe(suite: TaskSuite, **layers: Any) -> MixtureNetwork:
 
 def with_own(suite: TaskSuite, n_mixed: int, layers: dict[str, Any]) -> dict[str, Any]:
     """The settings of layers of which all but the first ``n_mixed`` have a block per task."""
-    n_layers = layers.get("routed_convs", 0) + layers.get("depth", 3)
+    convs = layers.get("routed_convs", 0)
+    n_layers = (min(convs, 1) if layers.get("joint_convs") else convs) + layers.get("depth", 3)
     blocks = layers.get("blocks") or suite.n_tasks
     mixed = [blocks] * n_layers if isinstance(blocks, int) else list(blocks)
     return {**layers, "blocks": [*mixed[:n_mixed], *[suite.n_tasks] * (n_layers - n_mixed)]}

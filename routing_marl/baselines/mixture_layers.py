@@ -41,8 +41,11 @@ class WideBlocks(nn.Module):
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.n_blocks = len(blocks)
-        columns = [list(block) if isinstance(block, nn.Sequential) else [block] for block in blocks]
-        parts = [_widened(parts) for parts in zip(*columns, strict=True)]
+        columns = [[part for part in block.modules() if not isinstance(part, nn.Sequential)] for block in blocks]
+        parts: list[nn.Module] = []
+        for alike in zip(*columns, strict=True):
+            apart = any(isinstance(part, nn.Conv2d | nn.Linear) for part in parts)
+            parts.append(_widened(alike, apart))
         self.parts = nn.Sequential(*(part for part in parts if not isinstance(part, nn.Flatten)))
         self._flat = len(self.parts) < len(parts)
         self.to(memory_format=torch.channels_last)
@@ -78,15 +81,21 @@ class DenseMixture(MixtureLayer):
         return mixed.view(*shape, *out.shape[2:])
 
 
-def _widened(parts: tuple[nn.Module, ...]) -> nn.Module:
-    """One module that does what these do, their channels or features one after the other."""
+def _widened(parts: tuple[nn.Module, ...], apart: bool) -> nn.Module:
+    """One module that does what these do, their channels or features one after the other.
+
+    Args:
+        parts: of the same kind.
+        apart: whether each has an input of its own, these too one after the other (convolutions only), or all the same.
+    """
     first, wide = parts[0], len(parts)
     new: nn.Module
     if isinstance(first, nn.Linear):
         new = nn.Linear(first.in_features, wide * first.out_features)
     elif isinstance(first, nn.Conv2d):
-        n_out = wide * first.out_channels
-        new = nn.Conv2d(first.in_channels, n_out, first.kernel_size, padding=first.padding, bias=False)  # type: ignore[arg-type]
+        groups = wide if apart else 1
+        channels = groups * first.in_channels, wide * first.out_channels
+        new = nn.Conv2d(*channels, first.kernel_size, padding=first.padding, groups=groups, bias=False)  # type: ignore[arg-type]
     elif isinstance(first, nn.BatchNorm2d):
         return nn.BatchNorm2d(wide * first.num_features)
     else:
