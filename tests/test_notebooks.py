@@ -51,7 +51,8 @@ def test_reproduction() -> None:
     found = {name: (float(mean), float(low), float(high)) for name, mean, low, high in margins}
     assert found["task_specific_1_fc"][1] > 1 and abs(found["task_specific_all_fc"][0]) < 1
     assert found["random_fixed"][1] > 20  # intervals that exclude zero
-    assert "AMI" in shown and pictures == 2
+    assert "AMI" in shown and pictures == 3
+    assert "68.1 % after 3 of its epochs, 1020 s: WPL never there" in printed
     for path in (NOTEBOOKS / "results").glob("*_runs.parquet"):
         assert f"routing-marl compare --grid {path.stem.removesuffix('_runs')}" in printed
 
