@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from routing_marl.config import conv_layers
 from routing_marl.errors import UserError
 from routing_marl.suites import TaskSuite
 
@@ -49,7 +50,7 @@ def layered_parts(
     _check(depth, hidden, convs, filters)
     if not 0 <= routed_convs <= convs:
         raise UserError(f"routed-convs is {routed_convs}; it must lie between 0 and convs ({convs})")
-    n_conv_layers = min(routed_convs, 1) if joint_convs else routed_convs
+    n_conv_layers = conv_layers(routed_convs, joint_convs)
     counts = _counts(suite, blocks, n_conv_layers + depth)
     stages, features = _stages(suite.image_shape, filters, convs)
     encoder = nn.Sequential(*(module for make in stages[: convs - routed_convs] for module in make()))

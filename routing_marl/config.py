@@ -153,6 +153,11 @@ class AgentConfig:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+def conv_layers(routed_convs: int, joint_convs: bool) -> int:
+    """Layers that so many routed convolutions are: joint ones are one."""
+    return min(routed_convs, 1) if joint_convs else routed_convs
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """The layers, and which of them are routed (routing-all-fc, routing-all)."""
@@ -200,7 +205,7 @@ class NetworkConfig:
     @property
     def conv_layers(self) -> int:
         """Layers that the routed convolutions are."""
-        return min(self.routed_convs, 1) if self.joint_convs else self.routed_convs
+        return conv_layers(self.routed_convs, self.joint_convs)
 
     def layer_blocks(self, n_tasks: int) -> tuple[int, ...]:
         """Function blocks of each layer that is not the shared encoder's, convolutions first (not recursive)."""

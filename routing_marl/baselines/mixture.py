@@ -20,7 +20,7 @@ from routing_marl.baselines.gates import (
     TaskGate,
 )
 from routing_marl.baselines.mixture_layers import DenseMixture, MixtureLayer
-from routing_marl.config import require
+from routing_marl.config import conv_layers, require
 from routing_marl.layers import OwnBlocks
 from routing_marl.network import UnroutedNetwork
 from routing_marl.suites import TaskSuite
@@ -166,8 +166,7 @@ def mmoe(suite: TaskSuite, **layers: Any) -> MixtureNetwork:
 
 def with_own(suite: TaskSuite, n_mixed: int, layers: dict[str, Any]) -> dict[str, Any]:
     """The settings of layers of which all but the first ``n_mixed`` have a block per task."""
-    convs = layers.get("routed_convs", 0)
-    n_layers = (min(convs, 1) if layers.get("joint_convs") else convs) + layers.get("depth", 3)
+    n_layers = conv_layers(layers.get("routed_convs", 0), layers.get("joint_convs", False)) + layers.get("depth", 3)
     blocks = layers.get("blocks") or suite.n_tasks
     mixed = [blocks] * n_layers if isinstance(blocks, int) else list(blocks)
     return {**layers, "blocks": [*mixed[:n_mixed], *[suite.n_tasks] * (n_layers - n_mixed)]}
