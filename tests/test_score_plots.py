@@ -5,10 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import PathPatch, Rectangle
 from test_statistics import rows
 
 from routing_marl import plots
+from routing_marl.plots import lines
 from routing_marl.plots.lines import style
 from routing_marl.statistics import Interval, Profile, median_times
 
@@ -90,3 +92,16 @@ def test_a_flow_is_as_high_as_the_shares():
 
 def test_forty_lines_can_be_told_apart():
     assert len({(str(line["color"]), line["linestyle"]) for line in map(style, range(40))}) == 40
+
+
+@pytest.mark.parametrize("name", ["a", "a method of a long name, 48 filters"])
+def test_legends_are_no_wider_than_their_figure(name):
+    figure = lines.with_legend(5.2, 4.0, 4)
+    axes = figure.subplots()
+    for number in range(4):
+        axes.plot([0, 1], [0, number], label=f"{name} {number}")
+    lines.legend_below(figure)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
+    assert axes.get_window_extent().height > 0.7 * 4.0 * figure.dpi  # the plot keeps its room
