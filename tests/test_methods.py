@@ -13,11 +13,11 @@ from routing_marl.cli import main
 from routing_marl.config import AgentConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
 from routing_marl.layers import OwnBlocks
-from routing_marl.methods import check_settings, find_method, make_game, settings_of
+from routing_marl.methods import METHODS, check_settings, find_method, make_game, settings_of
 from routing_marl.paper_recipes import digits
 from routing_marl.recipes import make_suite
 from routing_marl.results import read_results
-from routing_marl.training import play_episode
+from routing_marl.training import Run, play_episode
 
 MODULE = '''
 import torch
@@ -224,3 +224,27 @@ def test_blocks_of_methods_that_are_no_routers_can_start_as_copies_too(method):
 def test_switch_has_a_start_of_its_own():
     with pytest.raises(UserError, match="same-start is True; blocks of switch and st_moe"):
         make_game(RunConfig(method="switch", network=NetworkConfig(same_start=True)), make_suite("digits"), "cpu")
+
+
+OTHERS = [name for name, method in METHODS.items() if method.make_agent is None and name != "oracle"]
+"""Those without agents; agents over networks and SARSA stand in test_network_agents."""
+OTHERS += ["wpl", "wpl_original", "q_learning", "policy_gradient"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_methods_get_away_from_always_no_on_digits(name):
+    run = Run(RunConfig(method=name))
+    for _ in range(6):
+        run.train_epoch()
+    (last,) = [r["balanced_accuracy"] for r in run.rows if (r["epoch"], r["split"], r["task"]) == (6, "test", -1)]
+    assert last > 0.6
+
+
+@pytest.mark.slow
+def test_the_oracle_gets_away_from_chance_where_it_has_clusters():
+    run = Run(RunConfig(method="oracle", suite="digit_clusters"))
+    for _ in range(6):
+        run.train_epoch()
+    (last,) = [r["accuracy"] for r in run.rows if (r["epoch"], r["split"], r["task"]) == (6, "test", -1)]
+    assert last > 0.6
