@@ -51,7 +51,7 @@ def test_reproduction() -> None:
     found = {name: (float(mean), float(low), float(high)) for name, mean, low, high in margins}
     assert found["task_specific_1_fc"][1] > 1 and abs(found["task_specific_all_fc"][0]) < 1
     assert found["random_fixed"][1] > 20  # intervals that exclude zero
-    assert "AMI" in shown and pictures == 4
+    assert "AMI" in shown and pictures == 5
     assert "68.1 % after 3 of its epochs, 1020 s: WPL never there" in printed
     assert "gumbel_matrix, 48 filters: 22 % fewer errors (11 to 33, 3 seeds) than single_task" in printed
     assert "AMI of gumbel_softmax - random_fixed: +0.64, 95 % interval +0.35 to +0.94 (5 seeds)" in printed
