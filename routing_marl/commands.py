@@ -246,6 +246,10 @@ def bench(options: "cli.Bench") -> None:
     if not options.seconds > 0:
         raise UserError(f"seconds is {options.seconds:g}; it must be more than 0")
     chosen = options.only or tuple(name for name in known if options.long or name not in benchmarks.LONG)
+    if options.out is not None:
+        if not set(chosen) & set(benchmarks.LONG):
+            raise UserError(f"out is {options.out}, but only long runs are kept; add --long, or leave it out")
+        output_folder(options.out)  # before minutes of shorter benchmarks
     device = training.pick_device(options.device)
     data_dir = None if options.data_dir is None else str(options.data_dir)
     settings = Settings(options.seconds, device, data_dir, options.out)

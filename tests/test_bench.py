@@ -77,3 +77,10 @@ def test_bench_prints_figures_with_their_targets_and_writes_them(tmp_path, capsy
         torch.set_num_threads(threads)
     assert "host_syncs" in capsys.readouterr().out
     assert '"met": true' in (tmp_path / "figures.json").read_text()
+
+
+def test_a_folder_for_long_runs_needs_a_long_run(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--only", "host_syncs", "--out", str(tmp_path / "kept")])
+    assert stopped.value.code == 2 and not (tmp_path / "kept").exists()
+    assert "only long runs are kept; add --long" in " ".join(capsys.readouterr().err.split())
