@@ -2,15 +2,11 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from routing_marl.agents import WPL, PolicyGradient, QLearning, per_task
 from routing_marl.allocator import keep_freed_memory
@@ -24,16 +20,12 @@ from routing_marl.bench_games import (
     plain_torch,
     random_suite,
 )
-from routing_marl.config import RunConfig
-from routing_marl.display import progress_bars
+from routing_marl.bench_long import time_to_cross_stitch
 from routing_marl.engine import RoutingEngine
 from routing_marl.envs.routing_v0 import RoutingParallelEnv
-from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
 from routing_marl.measuring import Figure, Step, figure, interleaved, ratio, resident, rounds
 from routing_marl.paper_recipes import digits
-from routing_marl.pool import local_runner
-from routing_marl.recipes import make_suite
 from routing_marl.synchronisation import synchronisations
 from routing_marl.training import play_episode
 
@@ -174,35 +166,6 @@ def host_syncs(settings: Settings) -> Iterator[Figure]:
         for _ in range(3):
             play_episode(engine, agent)
     yield figure("host_syncs", "operators per training step that wait for a GPU", [len(found) / 3], ("<=", 0.0))
-
-
-def time_to_cross_stitch(settings: Settings) -> Iterator[Figure]:
-    """Training time of WPL until it has cross-stitch's final test accuracy, over cross-stitch's own. Half an hour."""
-    # What reads tables is loaded where it is needed: it takes as long as torch.
-    from routing_marl.comparison import compare
-    from routing_marl.grid import expand, read_grid
-    from routing_marl.statistics import time_to_accuracy
-    from routing_marl.summary import final_scores
-
-    base = RunConfig(method="wpl", device=settings.device, data_dir=settings.data_dir)
-    configs = [config for grid in read_grid(Path("paper_cross_stitch")) for config in expand(grid, base)]
-    make_suite(configs[0].suite, settings.data_dir)  # says what is missing before any work starts
-    with ExitStack() as stack:
-        out = settings.out or Path(stack.enter_context(TemporaryDirectory()))
-        report = stack.enter_context(progress_bars(Console(), len(configs)))
-        frame, failures = compare(configs, out, runner=local_runner(1, torch.get_num_threads()), on_progress=report)
-    if failures:
-        raise UserError(f"{failures[0].config.name} failed: {failures[0].reason}")
-    ratios: list[float] = []
-    goals: list[float] = []
-    for _, runs in frame.groupby("seed"):
-        stitched = final_scores(runs[runs["method"] == "cross_stitch"])
-        ((goal, whole),) = stitched[["accuracy", "wall_s"]].to_numpy(float).tolist()
-        reached = time_to_accuracy(runs[runs["method"] == "wpl"], goal, unit="wall_s")
-        ratios += (reached.to_numpy() / whole).tolist()
-        goals.append(goal)
-    what = f"training time of WPL to {100 * np.mean(goals):.1f} % / cross-stitch's of {configs[0].epochs} epochs"
-    yield figure("time_to_cross_stitch", what, ratios, ("<=", 0.15))
 
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {

@@ -236,6 +236,7 @@ def bench(options: "cli.Bench") -> None:
     """``routing-marl bench``."""
     from routing_marl import bench as benchmarks
     from routing_marl.bench_games import Settings
+    from routing_marl.bench_long import long_runs
 
     _set_threads(options.threads)
     keep_freed_memory()
@@ -246,13 +247,16 @@ def bench(options: "cli.Bench") -> None:
     if not options.seconds > 0:
         raise UserError(f"seconds is {options.seconds:g}; it must be more than 0")
     chosen = options.only or tuple(name for name in known if options.long or name not in benchmarks.LONG)
-    if options.out is not None:
-        if not set(chosen) & set(benchmarks.LONG):
-            raise UserError(f"out is {options.out}, but only long runs are kept; add --long, or leave it out")
-        output_folder(options.out)  # before minutes of shorter benchmarks
     device = training.pick_device(options.device)
     data_dir = None if options.data_dir is None else str(options.data_dir)
     settings = Settings(options.seconds, device, data_dir, options.out)
+    # Before minutes of shorter benchmarks:
+    if set(chosen) & set(benchmarks.LONG):
+        long_runs(settings)
+    elif options.out is not None:
+        raise UserError(f"out is {options.out}, but only long runs are kept; add --long, or leave it out")
+    if options.out is not None:
+        output_folder(options.out)
     machine = environment(device)
     console = Console()
     console.print(", ".join(f"{name}: {value}" for name, value in machine.items()), highlight=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from routing_marl import bench, comparison
+from routing_marl import bench, bench_long, comparison
 from routing_marl.bench import BENCHMARKS, LONG
 from routing_marl.bench_games import Settings
 from routing_marl.cli import main
@@ -31,7 +31,7 @@ def measured(monkeypatch):
             folders.append(out)
             return table(rows), list(failures)
 
-        monkeypatch.setattr(bench, "make_suite", lambda name, data_dir: None)
+        monkeypatch.setattr(bench_long, "make_suite", lambda name, data_dir: None)
         monkeypatch.setattr(comparison, "compare", compare)
         return folders
 
@@ -60,6 +60,7 @@ def test_time_to_cross_stitch_is_infinite_where_wpl_never_gets_there(measured, t
 
 def test_the_long_benchmark_is_run_only_when_asked_for(monkeypatch):
     ran = []
+    monkeypatch.setattr(bench_long, "make_suite", lambda name, data_dir: None)
     for name in BENCHMARKS:
         monkeypatch.setitem(BENCHMARKS, name, lambda settings, name=name: ran.append(name) or [])
     quick = [name for name in BENCHMARKS if name not in LONG]
@@ -84,3 +85,12 @@ def test_a_folder_for_long_runs_needs_a_long_run(tmp_path, capsys):
         main(["bench", "--only", "host_syncs", "--out", str(tmp_path / "kept")])
     assert stopped.value.code == 2 and not (tmp_path / "kept").exists()
     assert "only long runs are kept; add --long" in " ".join(capsys.readouterr().err.split())
+
+
+def test_missing_data_of_a_long_run_is_said_before_any_benchmark_runs(monkeypatch, tmp_path, capsys):
+    for name in BENCHMARKS:
+        monkeypatch.setitem(BENCHMARKS, name, lambda settings: pytest.fail("a benchmark ran"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--long", "--data-dir", str(tmp_path), "--out", str(tmp_path / "kept")])
+    assert stopped.value.code == 2 and not (tmp_path / "kept").exists()
+    assert "cifar100" in capsys.readouterr().err
