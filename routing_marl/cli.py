@@ -271,7 +271,7 @@ class Bench(Common):
     """Folder in which the long runs are kept, to go on there if they are stopped."""
 
     def __call__(self) -> None:
-        from routing_marl.commands import bench
+        from routing_marl.bench_command import bench
 
         bench(self)
 

@@ -21,11 +21,10 @@ from routing_marl import data as data_sets
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.config import RunConfig
 from routing_marl.display import percent, progress_bars
-from routing_marl.environment import environment
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
-from routing_marl.files import check_output_file, output_folder, write_json
+from routing_marl.files import check_output_file, check_picture, output_folder, write_json
 from routing_marl.methods import METHODS, check_settings, find_method
 from routing_marl.recipes import RECIPES, make_suite
 from routing_marl.routes import read_routes
@@ -179,13 +178,13 @@ def data(options: "cli.Data") -> None:
     if options.out is not None and options.show is None:
         raise UserError(f"out is {options.out}, but nothing is drawn; name a suite with --show")
     if options.show is not None and options.out is not None:
-        _check_picture(options.out)
+        check_picture("out", options.out)
     for name in options.download:
         data_sets.download(name, options.data_dir)
     if options.show is not None:
         suite = make_suite(options.show, options.data_dir)
         out = options.out or Path(f"{suite.name}.png")
-        _check_picture(out)
+        check_picture("out", out)
         plots.save(contact_sheet(suite), out)
         console.print(f"{suite.n_tasks} tasks of {suite.name} in {out}", highlight=False)
         return
@@ -232,52 +231,6 @@ def methods(options: "cli.Methods") -> None:
         write_json(options.json, listed)
 
 
-def bench(options: "cli.Bench") -> None:
-    """``routing-marl bench``."""
-    from routing_marl import bench as benchmarks
-    from routing_marl.bench_games import Settings
-    from routing_marl.bench_long import long_runs
-
-    _set_threads(options.threads)
-    keep_freed_memory()
-    known = benchmarks.BENCHMARKS
-    unknown = [name for name in options.only if name not in known]
-    if unknown:
-        raise UserError(f"only is {', '.join(unknown)}; the benchmarks are {', '.join(known)}")
-    if not options.seconds > 0:
-        raise UserError(f"seconds is {options.seconds:g}; it must be more than 0")
-    chosen = options.only or tuple(name for name in known if options.long or name not in benchmarks.LONG)
-    device = training.pick_device(options.device)
-    data_dir = None if options.data_dir is None else str(options.data_dir)
-    settings = Settings(options.seconds, device, data_dir, options.out)
-    # Before minutes of shorter benchmarks:
-    if set(chosen) & set(benchmarks.LONG):
-        long_runs(settings)
-    elif options.out is not None:
-        raise UserError(f"out is {options.out}, but only long runs are kept; add --long, or leave it out")
-    if options.out is not None:
-        output_folder(options.out)
-    machine = environment(device)
-    console = Console()
-    console.print(", ".join(f"{name}: {value}" for name, value in machine.items()), highlight=False)
-    figures = []
-    for name in chosen:
-        for figure in known[name](settings):
-            figures.append(figure)
-            target = "" if figure.target is None else f"target {figure.target[0]} {figure.target[1]:g}"
-            verdict = {None: "", True: "[green]met[/green]", False: "[red]missed[/red]"}[figure.met]
-            value = f"{figure.value:,.3g} [{figure.low:,.3g}, {figure.high:,.3g}] {figure.unit}"
-            line = f"{figure.key:38} {value:28} {target:16} {verdict:6} {figure.what}"
-            console.print(line, highlight=False, soft_wrap=True)
-    if options.json:
-        listed = {figure.key: {**asdict(figure), "met": figure.met} for figure in figures}
-        write_json(options.json, {"machine": machine, "figures": listed})
-    if options.plot:
-        from routing_marl import plots
-
-        plots.save(plots.cost_curves(benchmarks.cost_curve(settings)), options.plot)
-
-
 def _restored(checkpoint: Path, options: "cli.Common") -> tuple[training.Run, RunConfig]:
     """The run that a checkpoint is of, as it was then."""
     _set_threads(options.threads)
@@ -293,12 +246,6 @@ def _restored(checkpoint: Path, options: "cli.Common") -> tuple[training.Run, Ru
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _check_picture(path: Path) -> None:
-    if path.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-        raise UserError(f"out is {path}; the name of a picture ends in .png, .jpg, .pdf or .svg")
-    check_output_file(path)
 
 
 def _numbers(values: tuple[int, ...]) -> str:

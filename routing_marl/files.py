@@ -68,6 +68,13 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{path} can't be written: {folder} is no folder that takes files; choose another")
 
 
+def check_picture(name: str, path: Path) -> None:
+    """The same for a picture, whose suffix is its format; ``name`` is that of the setting."""
+    if path.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise UserError(f"{name} is {path}; the name of a picture ends in .png, .jpg, .pdf or .svg")
+    check_output_file(path)
+
+
 def output_folder(path: Path) -> Path:
     """Makes the folder, and makes sure, before any work starts, that files can be written there."""
     try:

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,13 @@ def test_missing_data_of_a_long_run_is_said_before_any_benchmark_runs(monkeypatc
         main(["bench", "--long", "--data-dir", str(tmp_path), "--out", str(tmp_path / "kept")])
     assert stopped.value.code == 2 and not (tmp_path / "kept").exists()
     assert "cifar100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("cost.txt", "plot is .*cost.txt; the name of a picture ends in"), ("no/cost.png", "no folder")]
+)
+def test_a_plot_that_can_t_be_drawn_is_said_before_any_benchmark_runs(name, line, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(BENCHMARKS, "host_syncs", lambda settings: pytest.fail("a benchmark ran"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--only", "host_syncs", "--plot", str(tmp_path / name)])
+    assert stopped.value.code == 2 and re.search(line, " ".join(capsys.readouterr().err.split()))
