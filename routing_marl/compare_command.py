@@ -14,13 +14,14 @@ from rich.table import Table
 
 from routing_marl import cli, comparison, plots, training
 from routing_marl.allocator import keep_freed_memory
+from routing_marl.assembly import make_game
 from routing_marl.clusters import import_ray, ray_runner
 from routing_marl.config import RunConfig
 from routing_marl.display import count, percent, progress_bars
 from routing_marl.errors import UserError
 from routing_marl.files import write_json
 from routing_marl.grid import check_list, expand, parse_vary, read_grid
-from routing_marl.methods import check_settings, find_method, make_game, settings_of
+from routing_marl.methods import check_settings, find_method, settings_of
 from routing_marl.pool import local_runner
 from routing_marl.routes import ROUTES
 from routing_marl.statistics import caveat

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from routing_marl.assembly import make_game
 from routing_marl.config import RunConfig, flattened
 from routing_marl.cost import Cost, cost_of
 from routing_marl.engine import RoutingEngine, SplitName, Step
@@ -20,7 +21,7 @@ from routing_marl.environment import ENVIRONMENT, environment
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation, Tally, evaluate, reported
 from routing_marl.files import output_folder, write_json, write_whole
-from routing_marl.methods import find_method, make_game, settings_of
+from routing_marl.methods import find_method, settings_of
 from routing_marl.protocol import Agent
 from routing_marl.recipes import make_suite
 from routing_marl.returns import Returns

@@ -10,6 +10,7 @@ from test_network import legal_sets, random_images, tiny_suite
 from torch import nn
 
 from routing_marl.agents import FixedRoutes
+from routing_marl.assembly import make_game
 from routing_marl.baselines import static
 from routing_marl.blocks import LoopedBlocks, SharedBlock, StackedBlocks
 from routing_marl.config import EngineConfig, NetworkConfig, RunConfig
@@ -17,7 +18,6 @@ from routing_marl.convolution import ConvolutionalBlocks
 from routing_marl.engine import RoutingEngine
 from routing_marl.errors import UserError
 from routing_marl.layers import routed_layer
-from routing_marl.methods import make_game
 from routing_marl.network import routing_all_fc
 from routing_marl.synchronisation import synchronisations
 from routing_marl.training import play_episode

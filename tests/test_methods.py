@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from routing_marl.assembly import make_game
 from routing_marl.cli import main
 from routing_marl.config import AgentConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
 from routing_marl.layers import OwnBlocks
-from routing_marl.methods import METHODS, check_settings, find_method, make_game, settings_of
+from routing_marl.methods import METHODS, check_settings, find_method, settings_of
 from routing_marl.paper_recipes import digits
 from routing_marl.recipes import make_suite
 from routing_marl.results import read_results

@@ -10,6 +10,7 @@ from test_network import random_images, tiny_suite
 from torch import nn
 
 from routing_marl.architecture import layered_parts
+from routing_marl.assembly import make_game
 from routing_marl.baselines import static
 from routing_marl.baselines.cross_stitch import CrossStitch
 from routing_marl.baselines.gates import GumbelMatrixGate, GumbelSoftmaxGate, InstanceGate, SoftmaxGate
@@ -20,7 +21,6 @@ from routing_marl.blocks import LoopedBlocks
 from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
-from routing_marl.methods import make_game
 from routing_marl.network import RoutedNetwork
 from routing_marl.synchronisation import synchronisations
 from routing_marl.training import Run, play_episode

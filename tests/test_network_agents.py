@@ -29,10 +29,11 @@ from routing_marl.agents import (
 from routing_marl.agents.dispatcher import collapse_measures, dispatcher_of_networks, dispatching_game, routing_game
 from routing_marl.agents.networks import Perceptrons
 from routing_marl.agents.targets import lambda_targets
+from routing_marl.assembly import make_game
 from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
 from routing_marl.evaluation import evaluate
-from routing_marl.methods import METHODS, check_settings, make_game
+from routing_marl.methods import METHODS, check_settings
 from routing_marl.paper_recipes import digits
 from routing_marl.protocol import GameSpec, Observation, Trajectory, as_vectors
 from routing_marl.returns import Returns

@@ -15,7 +15,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"routing_marl": "routing_marl", "envs": "routing_marl.envs", "agents": "routing_marl.agents"}
-KNOW_EVERYBODY = {"cli", "commands", "comparison", "methods", "bench", "bench_games", "__main__"}
+KNOW_EVERYBODY = {"cli", "commands", "comparison", "methods", "assembly", "bench", "bench_games", "__main__"}
 """The modules of the top that may know doors and agents."""
 
 
