@@ -10,7 +10,7 @@ install_import_hook("routing_marl", "beartype.beartype")
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "gpu"])
 def path(request):
     """Both ways through blocks and optimizer: the CPU's, that looks at the routes, and the one that a GPU takes."""
     from routing_marl.synchronisation import as_on_gpu
