@@ -11,11 +11,10 @@ from routing_marl.allocator import keep_freed_memory
 from routing_marl.bench import BENCHMARKS, LONG, cost_curve
 from routing_marl.bench_games import Settings
 from routing_marl.bench_long import long_runs
-from routing_marl.environment import environment
+from routing_marl.environment import environment, pick_device
 from routing_marl.errors import UserError
 from routing_marl.files import check_picture, output_folder, write_json
 from routing_marl.measuring import Figure
-from routing_marl.training import pick_device
 
 
 def bench(options: "cli.Bench") -> None:

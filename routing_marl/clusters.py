@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from routing_marl.checkpoints import CHECKPOINT
 from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
 from routing_marl.files import output_folder, write_whole
-from routing_marl.training import CHECKPOINT, OnProgress, Progress, Run
+from routing_marl.training import OnProgress, Progress, Run
 from routing_marl.units import ATTEMPTS, Failure, Runner, Unit, run_unit
 
 Files = Mapping[str, bytes]

@@ -19,8 +19,10 @@ from rich.table import Table
 from routing_marl import cli, training
 from routing_marl import data as data_sets
 from routing_marl.allocator import keep_freed_memory
+from routing_marl.checkpoints import read_checkpoint
 from routing_marl.config import RunConfig
 from routing_marl.display import percent, progress_bars
+from routing_marl.environment import pick_device
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation
 from routing_marl.evaluation import evaluate as evaluate_split
@@ -38,7 +40,7 @@ def train(options: "cli.Train") -> None:
     find_method(options.method)
     config = options.run_config(options.method, options.seed)
     check_settings((options.method,), options.agent)
-    training.pick_device(config.device)
+    pick_device(config.device)
     suite = make_suite(config.suite, config.data_dir, validation=config.validation, full_test=config.full_test)
     keep_freed_memory()  # from here on: what loading took on the way is not worth keeping
     out = options.out or Path("results") / config.name
@@ -234,7 +236,7 @@ def methods(options: "cli.Methods") -> None:
 def _restored(checkpoint: Path, options: "cli.Common") -> tuple[training.Run, RunConfig]:
     """The run that a checkpoint is of, as it was then."""
     _set_threads(options.threads)
-    state = training.read_checkpoint(checkpoint)
+    state = read_checkpoint(checkpoint)
     config = RunConfig.from_identity(
         state["config"], data_dir=None if options.data_dir is None else str(options.data_dir), device=options.device
     )

@@ -12,12 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from routing_marl import cli, comparison, plots, training
+from routing_marl import cli, comparison, plots
 from routing_marl.allocator import keep_freed_memory
 from routing_marl.assembly import make_game
 from routing_marl.clusters import import_ray, ray_runner
 from routing_marl.config import RunConfig
 from routing_marl.display import count, percent, progress_bars
+from routing_marl.environment import pick_device
 from routing_marl.errors import UserError
 from routing_marl.files import write_json
 from routing_marl.grid import check_list, expand, parse_vary, read_grid
@@ -118,7 +119,7 @@ def _runner(options: "cli.Compare", n_runs: int) -> Runner:
     if options.gpus_per_run:
         raise UserError(f"gpus-per-run is {options.gpus_per_run:g}; it needs --ray")
     cores = torch.get_num_threads()
-    on_gpu = training.pick_device(options.device).startswith("cuda")
+    on_gpu = pick_device(options.device).startswith("cuda")
     workers = options.workers or (1 if on_gpu else min(cores, n_runs))
     return local_runner(workers, options.threads or max(1, cores // workers))
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from routing_marl.checkpoints import CHECKPOINT
 from routing_marl.config import RunConfig
 from routing_marl.errors import UserError
 from routing_marl.files import output_folder, remove_leftovers
 from routing_marl.methods import settings_of
 from routing_marl.pool import local_runner
 from routing_marl.results import read_results, write_results
-from routing_marl.training import CHECKPOINT, RESULTS, OnProgress, Progress
+from routing_marl.training import RESULTS, OnProgress, Progress
 from routing_marl.units import Failure, Runner, Unit
 
 RUNS = "runs"

@@ -1,4 +1,4 @@
-"""What a run was computed on and with: kept beside its results, no part of what decides them."""
+"""What a run is computed on and with: the device it asks for, and what is kept of it all beside its results."""
 
 import os
 import platform
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from routing_marl import __version__
+from routing_marl.errors import UserError
 
 ENVIRONMENT = "environment.json"
 
@@ -38,6 +39,21 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if on_gpu else device,
         "cuda": torch.version.cuda if on_gpu else None,
     }
+
+
+def pick_device(device: str) -> str:
+    """The device that ``auto`` stands for; UserError where there is no such device."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        index = torch.device(device).index or 0
+    except RuntimeError as error:
+        raise UserError(f"device is {device!r}; it must be auto, cpu, cuda or, say, cuda:1") from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device is {device!r}, but torch sees no GPU here; use auto or cpu")
+    if device.startswith("cuda") and index >= torch.cuda.device_count():
+        raise UserError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPUs, numbered from 0")
+    return device
 
 
 def _processor() -> str:

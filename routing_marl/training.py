@@ -3,9 +3,8 @@
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import numpy as np
 import torch
 
 from routing_marl.assembly import make_game
-from routing_marl.config import RunConfig, flattened
+from routing_marl.checkpoints import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
+from routing_marl.config import RunConfig
 from routing_marl.cost import Cost, cost_of
 from routing_marl.engine import RoutingEngine, SplitName, Step
-from routing_marl.environment import ENVIRONMENT, environment
+from routing_marl.environment import ENVIRONMENT, environment, pick_device
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Evaluation, Tally, evaluate, reported
 from routing_marl.files import output_folder, write_json, write_whole
@@ -29,8 +29,7 @@ from routing_marl.routes import ROUTES, routes_kept
 from routing_marl.rows import Row, metric_rows
 from routing_marl.suites import TaskSuite
 
-CHECKPOINT_FORMAT = 2
-CHECKPOINT, RESULTS, CONFIG = "checkpoint.pt", "results.parquet", "config.json"
+RESULTS, CONFIG = "results.parquet", "config.json"
 
 _READ_EVERY_S = 0.5
 """Seconds between two looks at the metrics: a look waits for the device."""
@@ -288,57 +287,6 @@ def train(
         if on_epoch:
             on_epoch(run)
     return run
-
-
-def read_checkpoint(path: Path, config: RunConfig | None = None) -> dict[str, Any]:
-    """Reads a checkpoint, as untrusted data.
-
-    Args:
-        path: the file.
-        config: what it must be a checkpoint of (more epochs are fine); None for anything.
-
-    Raises:
-        UserError: the file is missing, cut off, no checkpoint, or of another configuration.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of other kinds of files; one error is enough
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not there; give the checkpoint.pt of a run") from error
-    except Exception as error:  # damaged files raise whatever the unpickler meets first (KeyError, IndexError, ...)
-        raise UserError(f"{path} is not a readable checkpoint (cut off, or another kind of file)") from error
-    if not (
-        isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT and {"config", "epoch"} <= state.keys()
-    ):
-        raise UserError(f"{path} is not a checkpoint of this version (format {CHECKPOINT_FORMAT})")
-    if config is not None:
-        ours = flattened(replace(config, epochs=1).identity())
-        # What an older version could not be told was as it is by default.
-        theirs = flattened(RunConfig().identity()) | flattened({**state["config"], "epochs": 1})
-        different = [name for name in ours if ours[name] != theirs[name]]
-        if different:
-            name = different[0]
-            raise UserError(
-                f"{path} is of another configuration: {', '.join(different)} differ "
-                f"({name} was {theirs[name]!r}, now {ours[name]!r}); choose another --out"
-            )
-    return state
-
-
-def pick_device(device: str) -> str:
-    """The device that ``auto`` stands for; UserError where there is no such device."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        index = torch.device(device).index or 0
-    except RuntimeError as error:
-        raise UserError(f"device is {device!r}; it must be auto, cpu, cuda or, say, cuda:1") from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device is {device!r}, but torch sees no GPU here; use auto or cpu")
-    if device.startswith("cuda") and index >= torch.cuda.device_count():
-        raise UserError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPUs, numbered from 0")
-    return device
 
 
 def _save_npz(path: Path, arrays: dict[str, Any]) -> None:

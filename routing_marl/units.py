@@ -6,11 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from routing_marl.allocator import keep_freed_memory
+from routing_marl.checkpoints import CHECKPOINT, read_checkpoint
 from routing_marl.config import RunConfig
 from routing_marl.errors import UserError, described
 from routing_marl.recipes import make_suite
 from routing_marl.suites import TaskSuite
-from routing_marl.training import CHECKPOINT, OnProgress, Run, read_checkpoint, train
+from routing_marl.training import OnProgress, Run, train
 
 ATTEMPTS = 3
 """Times that a unit may take its process down with it, without an epoch being finished between."""

@@ -14,6 +14,7 @@ from test_image_folders import write_tasks
 from test_training import one_thread, tiny_arrays, write_tiny_npz  # noqa: F401 (a fixture)
 
 from routing_marl import compare_command, training
+from routing_marl.checkpoints import read_checkpoint
 from routing_marl.cli import COMMANDS, main
 from routing_marl.data import DATA_SETS
 from routing_marl.diagnostics import diagnose
@@ -600,7 +601,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(npz, run, monkeypatch, in_an_empty_
     monkeypatch.setattr(training, "play_episode", interrupted)
     code, _, err = run(*command)
     assert code == 130 and "the same command with --resume goes on" in err and len(err.splitlines()) == 1
-    assert training.read_checkpoint(in_an_empty_folder / "out" / "checkpoint.pt")["epoch"] == 1
+    assert read_checkpoint(in_an_empty_folder / "out" / "checkpoint.pt")["epoch"] == 1
     assert not [name for name in os.listdir("out") if name.startswith(".")]
     monkeypatch.undo()
     os.chdir(in_an_empty_folder)

@@ -21,6 +21,7 @@ from test_training import (
 )
 
 from routing_marl import comparison, plots
+from routing_marl.checkpoints import CHECKPOINT, read_checkpoint
 from routing_marl.cli import main
 from routing_marl.comparison import RUNS
 from routing_marl.config import AgentConfig, RunConfig
@@ -28,7 +29,7 @@ from routing_marl.errors import UserError
 from routing_marl.pool import local_runner
 from routing_marl.results import SCHEMA, read_results
 from routing_marl.summary import final_scores, labelled, summarise
-from routing_marl.training import CHECKPOINT, RESULTS, read_checkpoint
+from routing_marl.training import RESULTS
 from routing_marl.units import Failure, run_unit
 
 

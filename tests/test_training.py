@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from routing_marl import training
+from routing_marl.checkpoints import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
 from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
 from routing_marl.engine import Batch, Outcome
-from routing_marl.environment import ENVIRONMENT
+from routing_marl.environment import ENVIRONMENT, pick_device
 from routing_marl.errors import UserError
 from routing_marl.evaluation import Tally, evaluate
 from routing_marl.files import check_output_file, write_json, write_whole
@@ -27,7 +28,7 @@ from routing_marl.methods import METHODS
 from routing_marl.recipes import make_suite
 from routing_marl.results import MEAN_TASK, SCHEMA, read_results, table
 from routing_marl.suites import TaskSuite
-from routing_marl.training import CHECKPOINT, CONFIG, RESULTS, ROUTES, Run, TrainingFailed, read_checkpoint, train
+from routing_marl.training import CONFIG, RESULTS, ROUTES, Run, TrainingFailed, train
 
 PLAYABLE = [name for name in METHODS if name != "oracle"]  # whose suite must know its clusters
 N_CLASSES = (2, 2, 4)
@@ -490,7 +491,7 @@ def test_what_is_no_checkpoint_is_refused_and_never_executed(kind, tmp_path):
     elif kind == "other dict":
         torch.save({"format": 99, "config": {}, "epoch": 1}, path)
     elif kind == "bare dict":
-        torch.save({"format": training.CHECKPOINT_FORMAT}, path)
+        torch.save({"format": CHECKPOINT_FORMAT}, path)
     else:
         path.mkdir()
     with pytest.raises(UserError, match="checkpoint"):
@@ -640,7 +641,7 @@ def test_a_folder_that_is_gone_is_an_error_of_one_line(tmp_path):
 @pytest.mark.parametrize("device", ["cpu:x", "cuda:-3", "gpu"])
 def test_devices_that_do_not_exist_are_refused(device):
     with pytest.raises(UserError, match=f"device is '{device}'"):
-        training.pick_device(device)
+        pick_device(device)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -18,11 +18,12 @@ import pandas as pd  # noqa: E402
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from routing_marl.checkpoints import CHECKPOINT  # noqa: E402
 from routing_marl.clusters import ray_runner  # noqa: E402
 from routing_marl.comparison import RUNS, compare  # noqa: E402
 from routing_marl.config import EngineConfig, NetworkConfig, RunConfig  # noqa: E402
 from routing_marl.errors import UserError  # noqa: E402
-from routing_marl.training import CHECKPOINT, Progress  # noqa: E402
+from routing_marl.training import Progress  # noqa: E402
 
 EPOCHS = 6
 SUICIDE = '''
