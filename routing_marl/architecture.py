@@ -58,7 +58,7 @@ def layered_parts(
     routed = [partial(_sequence, make) for make in stages[convs - routed_convs :]]
     if routed:
         routed[-1] = partial(_sequence, stages[-1], flat=True)
-    if joint_convs:
+    if routed and joint_convs:
         layers.append(make_blocks(lambda: nn.Sequential(*(make() for make in routed)), counts[0], same_start))
     else:
         layers += [make_blocks(make, n, same_start) for make, n in zip(routed, counts, strict=False)]

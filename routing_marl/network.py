@@ -264,8 +264,9 @@ def routing_all_fc(
         same_start: the blocks of a layer start as copies of each other, so that early routes make no difference.
     """
     if recursive:
-        if routed_convs:
-            raise UserError(f"routed-convs is {routed_convs}; a recursive network can't have any")
+        if routed_convs or own_fc:
+            name, value = ("routed-convs", routed_convs) if routed_convs else ("own-fc", own_fc)
+            raise UserError(f"{name} is {value}; a recursive network can't have any")
         encoder, shared, readout = recursive_parts(
             suite,
             blocks=blocks,

@@ -144,6 +144,16 @@ def test_the_published_gumbel_matrix_layers_are_a_configuration():
     assert out.shape == (1, 3, 1, 4)
 
 
+def test_no_convolutions_are_no_joint_ones_either():
+    assert len(routing_all_fc(tiny_suite(), joint_convs=True, depth=2).layers) == 2
+
+
+@pytest.mark.parametrize("option", [{"own_fc": True}, {"routed_convs": 1}])
+def test_a_recursive_network_has_no_routed_convolutions(option):
+    with pytest.raises(UserError, match=f"{next(iter(option)).replace('_', '-')} is .*; a recursive network"):
+        routing_all_fc(tiny_suite(), recursive=True, **option)
+
+
 @pytest.mark.parametrize("routed_convs", [2, 4])
 @pytest.mark.parametrize("training", [True, False])
 def test_joint_convolutions_are_the_same_route_through_single_ones(routed_convs, training):

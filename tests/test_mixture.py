@@ -226,6 +226,22 @@ def test_switch_of_one_expert_is_a_dense_layer_times_its_gate():
     assert float(layer.dropped) == 0 and layer.auxiliary.item() == pytest.approx(0.01)
 
 
+def test_own_layers_above_a_mixture_are_as_many_as_by_default():
+    network = soft_routing(tiny_suite(shape=(16, 16, 3)), own_fc=True, routed_convs=1)
+    assert len(network.gates) == 1
+
+
+@pytest.mark.parametrize("n_choices", [1, 2])
+def test_room_without_limit_is_room_for_every_instance(n_choices):
+    torch.manual_seed(1)
+    v = torch.randn(2, 3, 4, 5)
+    layers = [sparse(3, n_choices, 4, eval_capacity=capacity).eval() for capacity in (3.0, math.inf)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ours, endless = (layer(v) for layer in layers)
+    torch.testing.assert_close(ours, endless)
+    assert float(layers[1].dropped) == 0
+
+
 @pytest.mark.parametrize("n_out", [5, 4])
 @pytest.mark.parametrize("n_choices", [1, 2])
 @pytest.mark.parametrize("training", [True, False])

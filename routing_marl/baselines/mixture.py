@@ -90,7 +90,7 @@ class TaskMixtureNetwork(MixtureNetwork):
     ) -> None:
         require(gate_rate >= 0, "gate-rate", gate_rate, "a learning rate must be at least 0")
         encoder, blocks = layered_parts(suite, **layers)
-        n_mixed = len(blocks) - layers["depth"] if own_fc else len(blocks)
+        n_mixed = len(blocks) - layers.get("depth", 3) if own_fc else len(blocks)
         mixtures = [DenseMixture(make_gate(suite.n_tasks, len(layer)), layer) for layer in blocks[:n_mixed]]
         super().__init__(suite, encoder, [*mixtures, *map(OwnBlocks, blocks[n_mixed:])])
         self._gate_rate = gate_rate

@@ -117,7 +117,7 @@ class SparseMixture(MixtureLayer):
         weight = best if self.n_choices == 1 else best / best.sum(0)
         factor = self.capacity if self.training else self.eval_capacity
         n_blocks = len(self.weight)
-        room = math.ceil(factor * self.n_choices * len(x) / n_blocks)
+        room = math.ceil(min(len(x), factor * self.n_choices * len(x) / n_blocks))  # a block gets nothing twice
         place, kept = places(block, n_blocks, room)
         if self.training:
             loss = self._balance * balance_loss(probabilities, block[0])
