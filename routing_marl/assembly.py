@@ -7,6 +7,7 @@ import torch
 
 from routing_marl.agents import FixedRoutes
 from routing_marl.baselines import static
+from routing_marl.checkpoints import check_storable
 from routing_marl.config import RunConfig
 from routing_marl.engine import RoutingEngine
 from routing_marl.errors import UserError, described
@@ -76,4 +77,8 @@ def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:
     if not isinstance(agent, Agent):
         missing = [name for name in ("act", "learn", "state_dict", "load_state_dict") if not hasattr(agent, name)]
         raise UserError(f"{config.method} made a {type(agent).__name__}, which has no {', '.join(missing)}")
+    if config.engine.agreement == "reported" and not (hasattr(agent, "policy") or hasattr(agent, "reported")):
+        raise UserError(f"agreement is 'reported', but {config.method} has no policy to report; it must be 'empirical'")
+    if ":" in config.method:
+        check_storable(agent.state_dict(), f"the state_dict of {config.method}")
     return agent

@@ -1,5 +1,6 @@
 """Checkpoints of runs as files: from outside, so nothing in them is trusted."""
 
+import io
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,22 @@ from typing import Any
 import torch
 
 from routing_marl.config import RunConfig, flattened
-from routing_marl.errors import UserError
+from routing_marl.errors import UserError, described
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_FORMAT = 2
+
+
+def check_storable(state: object, what: str) -> None:
+    """Raises UserError, naming ``what``, for what a checkpoint could not be read back with."""
+    file = io.BytesIO()
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:  # of pickle, or of what the object does when it is pickled
+        right = "it may hold tensors, numbers, strings, lists and dicts"
+        raise UserError(f"{what} can't be kept in a checkpoint; {right} ({described(error)})") from error
 
 
 def read_checkpoint(path: Path, config: RunConfig | None = None) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Method:
         network: builds a network without routers, where the method is one.
         features: whether agents see the representation that they route.
         own_fc: whether a network without routers can leave the fully connected layers to the tasks.
+        fixed: names of settings that make the method what it is, and so are none of its own.
     """
 
     summary: str
@@ -60,6 +61,7 @@ class Method:
     network: Callable[..., UnroutedNetwork] | None = None
     features: bool = False
     own_fc: bool = False
+    fixed: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class Method:
         if factory is None:
             return {}
         known = inspect.signature(factory).parameters
-        return {name: known[name].default for name in vars(AgentConfig()) if name in known}
+        return {name: known[name].default for name in vars(AgentConfig()) if name in {*known} - {*self.fixed}}
 
 
 def _of_layers(share: Callable[[int, int, int], static.Sharing]) -> Share:
@@ -127,12 +129,14 @@ METHODS: dict[str, Method] = {
         _PAPER,
         partial(ActorCriticNetwork, share_network=True),
         features=True,
+        fixed=("share_network",),
     ),
     "single_agent_unlabelled": Method(
         "one agent routes all tasks (A2C), and does not see which",
         _PAPER,
         partial(ActorCriticNetwork, share_network=True, task_label=False),
         features=True,
+        fixed=("share_network", "task_label"),
     ),
     "dispatcher": Method(
         "an agent assigns each decision to one of K routing agents (A2C)", _PAPER, dispatcher_of_networks, features=True
@@ -187,8 +191,9 @@ METHODS: dict[str, Method] = {
 def find_method(name: str) -> Method:
     """The method of that name; UserError names those that there are.
 
-    ``module:factory`` is a method of one's own: ``factory(spec, seed=..., **settings)`` makes the agents. Modules are
-    looked for in the working directory too. A factory with a true attribute ``features`` gets observations with them.
+    ``module:factory`` is a method of one's own: ``factory(spec, seed=...)`` makes the agents; its parameters that have
+    the name of one in :class:`~routing_marl.config.AgentConfig` are its settings. Modules are looked for in the working
+    directory too. A factory with a true attribute ``features`` gets observations with them.
     """
     if ":" in name:
         factory = _find_factory(name)

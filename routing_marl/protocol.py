@@ -100,7 +100,10 @@ class Agent(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that ``load_state_dict`` needs to go on to the bit: tables, weights, generator."""
+        """Everything that ``load_state_dict`` needs to go on to the bit: tables, weights, generator.
+
+        Tensors, numbers, strings, lists and dicts: checkpoints are read as untrusted data, and know nothing else.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

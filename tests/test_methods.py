@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from routing_marl.assembly import make_game
 from routing_marl.cli import main
-from routing_marl.config import AgentConfig, NetworkConfig, RunConfig
+from routing_marl.config import AgentConfig, EngineConfig, NetworkConfig, RunConfig
 from routing_marl.errors import UserError
 from routing_marl.layers import OwnBlocks
 from routing_marl.methods import METHODS, check_settings, find_method, settings_of
@@ -44,6 +44,14 @@ class FirstLegal:
 
 def make_agent(spec, *, seed=None, **settings):
     return FirstLegal(spec, seed, **settings)
+
+class Modest(FirstLegal):
+    def __init__(self, spec, seed=None, gamma=None):
+        super().__init__(spec, seed)
+
+class Odd(FirstLegal):
+    def state_dict(self):
+        return {"learned": range(self.learned)}
 
 def makes_nothing(spec, seed=None):
     return object()
@@ -116,6 +124,35 @@ def test_a_factory_that_fails_is_one_line_that_says_where(folder: Path) -> None:
         make_game(config, digits(), "cpu")
     where = f"(agents.py, line {line})"
     assert str(error.value) == f"method is '{config.method}', whose factory failed: KeyError: 'what it needs' {where}"
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_said_before_any_training(folder: Path) -> None:
+    config = RunConfig(method="their_package.agents:Odd")
+    with pytest.raises(UserError, match=r"the state_dict of their_package\.agents:Odd can't be kept in a checkpoint"):
+        make_game(config, digits(), "cpu")
+
+
+def test_agents_without_a_policy_have_none_to_report(folder: Path) -> None:
+    config = RunConfig(method="their_package.agents:Modest", engine=EngineConfig(agreement="reported"))
+    with pytest.raises(UserError, match=r"agreement is 'reported', but their_package\.agents:Modest has no policy"):
+        make_game(config, digits(), "cpu")
+
+
+def test_a_discount_of_none_is_none(folder: Path) -> None:
+    run = Run(RunConfig(method="their_package.agents:Modest", engine=EngineConfig(instances=64)))
+    run.train_epoch()
+    assert len(run.returns) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [("single_agent", {"share_network": False}), ("single_agent_unlabelled", {"task_label": True})],
+)
+def test_what_makes_a_method_is_no_setting_of_it(method: str, setting: dict[str, bool]) -> None:
+    with pytest.raises(UserError, match=f"means nothing to {method}"):
+        check_settings((method,), AgentConfig(**setting))
+    agents = RunConfig(method=method, agent=AgentConfig(**setting)), RunConfig(method=method)
+    assert settings_of(agents[0]) == agents[1]
 
 
 def test_it_is_compared_in_a_worker(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
