@@ -35,7 +35,7 @@ def compare(
     A script calls it under ``if __name__ == "__main__":``, since workers import the script.
 
     Args:
-        configs: the runs. Those that differ only in settings that their method doesn't have are one.
+        configs: the runs. Those that differ only in settings of agents that their method doesn't have are one.
         out: folder; each run has its own below ``out / "runs"``. Only one comparison may be at work in it.
         resume: keep finished runs and go on with unfinished ones, instead of starting anew.
         runner: what brings the runs to their end; by default one process after the other, here.

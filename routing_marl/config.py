@@ -255,7 +255,7 @@ class RunConfig:
         given = {name: plain[name] for name in ("validation", "full_test") if plain[name] != defaults[name]}
         for part in ("engine", "network", "agent"):
             given |= {name: value for name, value in plain[part].items() if value != defaults[part][name]}
-        return " ".join(f"{name}={value:g}" if _finite(value) else f"{name}={value}" for name, value in given.items())
+        return " ".join(f"{name}={_short(value)}" for name, value in given.items())
 
     @property
     def name(self) -> str:
@@ -264,3 +264,8 @@ class RunConfig:
         given = {name: value for name, value in flattened(self.identity()).items() if value != defaults[name]}
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
         return f"{Path(self.suite).stem}-{self.method.replace(':', '.')}-{self.seed}-{digest}"
+
+
+def _short(value: object) -> str:
+    """Numbers without needless digits, as long as they stay the same numbers."""
+    return f"{value:g}" if _finite(value) and float(f"{value:g}") == value else str(value)

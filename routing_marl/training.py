@@ -161,7 +161,8 @@ class Run:
     def _gamma(self) -> float:
         """The discount that the agents use."""
         given = self.config.agent.gamma
-        return float(find_method(self.config.method).settings.get("gamma", 1.0) if given is None else given)
+        gamma = find_method(self.config.method).settings.get("gamma") if given is None else given
+        return 1.0 if gamma is None else float(gamma)
 
     @property
     def _instances_per_step(self) -> int:
@@ -276,10 +277,9 @@ def train(
     run = Run(config, suite)  # before the folder is made: bad settings leave nothing behind
     if out is not None and begun:
         run.load_state_dict(read_checkpoint(out / CHECKPOINT, run.config))
-    if out is not None:
+    if out is not None and run.epoch < config.epochs:  # a finished run keeps what it was made with
         write_json(output_folder(out) / CONFIG, run.config.identity())
-        if run.epoch < config.epochs:  # a finished run keeps that of the process that trained it
-            write_json(out / ENVIRONMENT, environment(run.device))
+        write_json(out / ENVIRONMENT, environment(run.device))
     while run.epoch < config.epochs:
         run.train_epoch(on_progress)
         if out is not None:

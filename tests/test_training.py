@@ -329,9 +329,9 @@ def test_more_epochs_are_accepted_on_resume_and_fewer_change_nothing(config, sui
     longer = train(config, tmp_path, suite=suite, resume=True)
     assert longer.epoch == 2
     assert same(timeless(longer.state_dict()), timeless(train(config, suite=suite).state_dict()))
-    before = (tmp_path / CHECKPOINT).read_bytes()
+    before = files(tmp_path)
     assert train(replace(config, epochs=1), tmp_path, suite=suite, resume=True).epoch == 2
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert files(tmp_path) == before
 
 
 # -- learning --------------------------------------------------------------------------------------------------------
@@ -443,6 +443,8 @@ def test_a_checkpoint_of_a_version_with_fewer_options_is_gone_on_with(config, su
 
 
 def test_a_new_option_leaves_the_names_of_runs_as_they_are(config, monkeypatch):
+    many = [RunConfig(agent=AgentConfig(epsilon_steps=n)) for n in (1_000_000, 1_000_001)]
+    assert [run.settings for run in many] == ["epsilon_steps=1e+06", "epsilon_steps=1000001"]
     names = [run.name for run in (config, replace(config, seed=1), replace(config, engine=EngineConfig(rho=0.5)))]
     assert len(set(names)) == 3
     identity = RunConfig.identity
