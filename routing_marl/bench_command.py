@@ -28,14 +28,13 @@ def bench(options: "cli.Bench") -> None:
     machine = environment(settings.device)
     console = Console()
     console.print(", ".join(f"{name}: {value}" for name, value in machine.items()), highlight=False)
-    figures = []
+    listed: dict[str, object] = {}
     for name in chosen:
         for figure in BENCHMARKS[name](settings):
-            figures.append(figure)
             console.print(_line(figure), highlight=False, soft_wrap=True)
-    if options.json:
-        listed = {figure.key: {**asdict(figure), "met": figure.met} for figure in figures}
-        write_json(options.json, {"machine": machine, "figures": listed})
+            listed[figure.key] = {**asdict(figure), "met": figure.met}
+            if options.json:  # each at once: the next may take an hour, or fail
+                write_json(options.json, {"machine": machine, "figures": listed})
     if options.plot:
         from routing_marl import plots
 
@@ -48,7 +47,8 @@ def _checked(options: "cli.Bench", settings: Settings) -> Sequence[str]:
         raise UserError(f"only is {', '.join(unknown)}; the benchmarks are {', '.join(BENCHMARKS)}")
     if not options.seconds > 0:
         raise UserError(f"seconds is {options.seconds:g}; it must be more than 0")
-    chosen = options.only or tuple(name for name in BENCHMARKS if options.long or name not in LONG)
+    chosen = options.only or tuple(name for name in BENCHMARKS if name not in LONG)
+    chosen = tuple(dict.fromkeys((*chosen, *(LONG if options.long else ()))))
     if options.plot is not None:
         check_picture("plot", options.plot)
     if set(chosen) & set(LONG):

@@ -1,4 +1,4 @@
-"""The benchmark that trains to the end, and so takes half an hour: WPL against cross-stitch networks."""
+"""The benchmark that trains to the end, and so takes an hour: WPL against cross-stitch networks."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,7 +29,7 @@ def long_runs(settings: Settings) -> list[RunConfig]:
 
 
 def time_to_cross_stitch(settings: Settings) -> Iterator[Figure]:
-    """Training time of WPL until it has cross-stitch's final test accuracy, over cross-stitch's own. Half an hour."""
+    """Training time of WPL until it has cross-stitch's final test accuracy, over cross-stitch's own. An hour."""
     # What reads tables is loaded where it is needed: it takes as long as torch.
     from routing_marl.comparison import compare
     from routing_marl.statistics import time_to_accuracy

@@ -266,7 +266,7 @@ class Bench(Common):
     plot: Path | None = None
     """Also draw the cost of an instance against the number of tasks, into this picture."""
     long: bool = False
-    """Also measure the time to cross-stitch's accuracy (half an hour), which needs CIFAR-100."""
+    """Also measure the time to cross-stitch's accuracy (an hour), which needs CIFAR-100."""
     out: Path | None = None
     """Folder in which the long runs are kept, to go on there if they are stopped."""
 
@@ -319,7 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         if debug:
             raise
-        _stop("routing-marl: stopped; the same command with --resume goes on from the last finished epoch", 130)
+        goes_on = arguments[:1] in (["train"], ["compare"])
+        hint = "; the same command with --resume goes on from the last finished epoch" if goes_on else ""
+        _stop(f"routing-marl: stopped{hint}", 130)
 
 
 def _stop(message: str, code: int) -> None:
