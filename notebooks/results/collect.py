@@ -15,7 +15,7 @@ import pandas as pd
 
 from routing_marl.diagnostics import ALL, diagnose
 from routing_marl.environment import ENVIRONMENT
-from routing_marl.results import MEAN_TASK, read_results, write_results
+from routing_marl.results import KEY, MEAN_TASK, read_results, write_results
 from routing_marl.routes import ROUTES
 from routing_marl.training import RESULTS
 
@@ -48,6 +48,8 @@ def collect(folder: Path) -> None:
         sys.exit(f"{folder} has no runs; give folders that `routing-marl compare --out FOLDER` wrote")
     frames = {path.parent: read_results(path) for path in paths}
     rows = pd.concat(frames.values(), ignore_index=True)
+    if len(twice := rows.loc[rows.duplicated(KEY), "run"].unique()):
+        sys.exit(f"{folder} has {twice[0]} and another run of the same settings and seed; delete one of their folders")
     write_results(HERE / f"{folder.name}.parquet", rows[rows["split"] != "train"].reset_index(drop=True))
     lines = pd.DataFrame([about(run, frame) for run, frame in frames.items()])
     lines.to_parquet(HERE / f"{folder.name}_runs.parquet", index=False)
