@@ -51,11 +51,12 @@ def test_reproduction() -> None:
     found = {name: (float(mean), float(low), float(high)) for name, mean, low, high in margins}
     assert found["CIFAR-MTL: wpl - task_specific_1_fc"][1] > 1  # intervals that exclude zero
     assert abs(found["CIFAR-MTL: wpl - task_specific_all_fc"][0]) < 1
-    assert found["paper_mini_imagenet, accuracy: wpl - task_specific_all_fc"][2] < 0
+    assert abs(found["paper_mini_imagenet, accuracy: wpl - task_specific_all_fc"][0]) < 1
     assert found["all images: wpl - random_fixed"][1] > 20
-    assert found["few images: wpl - task_specific_all_fc"][1] > 0
+    assert abs(found["few images: wpl - task_specific_all_fc"][0]) < 1  # equally tuned
+    assert found["few images: wpl - random_fixed"][1] > 20
     assert "AMI" in shown and pictures == 8
-    assert "68.1 % after 3 of its epochs, 1020 s: WPL never there" in printed
+    assert re.search(r"0 +3 +68.1 % +1020 +never +never", shown)
     assert "gumbel_matrix, 48 filters: 22 % fewer errors (11 to 33, 3 seeds) than single_task" in printed
     assert "AMI of gumbel_softmax - random_fixed: +0.64, 95 % interval +0.35 to +0.94 (5 seeds)" in printed
     for path in (NOTEBOOKS / "results").glob("*_runs.parquet"):

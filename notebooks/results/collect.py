@@ -3,8 +3,8 @@
     python notebooks/results/collect.py FOLDER...
 
 For each results folder of `routing-marl compare`, finished or not, two files here: NAME.parquet has the rows of
-results.parquet without the training split, NAME_runs.parquet a row per run: what it was computed with, its wall time,
-and how its routes came out.
+results.parquet without the training split, and those of single tasks after the last epoch only; NAME_runs.parquet has a
+row per run: what it was computed with, its wall time, and how its routes came out.
 """
 
 import json
@@ -50,7 +50,9 @@ def collect(folder: Path) -> None:
     rows = pd.concat(frames.values(), ignore_index=True)
     if len(twice := rows.loc[rows.duplicated(KEY), "run"].unique()):
         sys.exit(f"{folder} has {twice[0]} and another run of the same settings and seed; delete one of their folders")
-    write_results(HERE / f"{folder.name}.parquet", rows[rows["split"] != "train"].reset_index(drop=True))
+    last = rows["epoch"] == rows.groupby("run")["epoch"].transform("max")
+    kept = rows[(rows["split"] != "train") & (last | (rows["task"] == MEAN_TASK))]
+    write_results(HERE / f"{folder.name}.parquet", kept.reset_index(drop=True))
     lines = pd.DataFrame([about(run, frame) for run, frame in frames.items()])
     lines.to_parquet(HERE / f"{folder.name}_runs.parquet", index=False)
 
