@@ -464,7 +464,8 @@ OURS += tuple(f"{name}_network" for name in ("wpl", "q", "sarsa", "policy_gradie
 def test_the_methods_are_listed() -> None:
     assert set(OURS) <= set(ROUTERS)
     assert all(METHODS[name].summary and METHODS[name].source for name in OURS)
-    assert METHODS["single_agent_unlabelled"].settings["task_label"] is False
+    labelled = {name: "task_label" in METHODS[name].settings for name in ("single_agent", "single_agent_unlabelled")}
+    assert labelled == {"single_agent": True, "single_agent_unlabelled": False}
     check_settings(("dispatcher",), AgentConfig(routing_agents=3, hidden_units=8))
     with pytest.raises(UserError, match="share-network means nothing to wpl"):
         check_settings(("wpl",), AgentConfig(share_network=True))
