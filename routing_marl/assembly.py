@@ -80,5 +80,5 @@ def build_agent(make: MakeAgent, spec: GameSpec, config: RunConfig) -> Agent:
     if config.engine.agreement == "reported" and not (hasattr(agent, "policy") or hasattr(agent, "reported")):
         raise UserError(f"agreement is 'reported', but {config.method} has no policy to report; it must be 'empirical'")
     if ":" in config.method:
-        check_storable(agent.state_dict(), f"the state_dict of {config.method}")
+        check_storable(agent.state_dict, f"the state_dict of {config.method}")
     return agent

@@ -47,8 +47,8 @@ def _checked(options: "cli.Bench", settings: Settings) -> Sequence[str]:
         raise UserError(f"only is {', '.join(unknown)}; the benchmarks are {', '.join(BENCHMARKS)}")
     if not options.seconds > 0:
         raise UserError(f"seconds is {options.seconds:g}; it must be more than 0")
-    chosen = options.only or tuple(name for name in BENCHMARKS if name not in LONG)
-    chosen = tuple(dict.fromkeys((*chosen, *(LONG if options.long else ()))))
+    named = options.only or tuple(name for name in BENCHMARKS if name not in LONG)
+    chosen = tuple(dict.fromkeys((*named, *LONG))) if options.long else named
     if options.plot is not None:
         check_picture("plot", options.plot)
     if set(chosen) & set(LONG):

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_FORMAT = 2
 
 
-def check_storable(state: object, what: str) -> None:
-    """Raises UserError, naming ``what``, for what a checkpoint could not be read back with."""
+def check_storable(state: Callable[[], object], what: str) -> None:
+    """Raises UserError, naming ``what``, for a state that can't be had, or not be read back from a checkpoint."""
     file = io.BytesIO()
     try:
-        torch.save(state, file)
+        torch.save(state(), file)
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception as error:  # of pickle, or of what the object does when it is pickled

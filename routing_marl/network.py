@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from routing_marl.architecture import layered_parts, output_shape, recursive_parts
+from routing_marl.config import require
 from routing_marl.errors import UserError
 from routing_marl.layers import OwnBlocks, routed_layer
 from routing_marl.suites import TaskSuite
@@ -264,9 +265,8 @@ def routing_all_fc(
         same_start: the blocks of a layer start as copies of each other, so that early routes make no difference.
     """
     if recursive:
-        if routed_convs or own_fc:
-            name, value = ("routed-convs", routed_convs) if routed_convs else ("own-fc", own_fc)
-            raise UserError(f"{name} is {value}; a recursive network can't have any")
+        require(not routed_convs, "routed-convs", routed_convs, "a recursive network can't have any")
+        require(not own_fc, "own-fc", own_fc, "a recursive network can't have any")
         encoder, shared, readout = recursive_parts(
             suite,
             blocks=blocks,

@@ -53,6 +53,10 @@ class Odd(FirstLegal):
     def state_dict(self):
         return {"learned": range(self.learned)}
 
+class Broken(FirstLegal):
+    def state_dict(self):
+        raise KeyError("learned")
+
 def makes_nothing(spec, seed=None):
     return object()
 
@@ -126,9 +130,11 @@ def test_a_factory_that_fails_is_one_line_that_says_where(folder: Path) -> None:
     assert str(error.value) == f"method is '{config.method}', whose factory failed: KeyError: 'what it needs' {where}"
 
 
-def test_a_state_that_no_checkpoint_can_hold_is_said_before_any_training(folder: Path) -> None:
-    config = RunConfig(method="their_package.agents:Odd")
-    with pytest.raises(UserError, match=r"the state_dict of their_package\.agents:Odd can't be kept in a checkpoint"):
+@pytest.mark.parametrize("agent", ["Odd", "Broken"])
+def test_a_state_that_no_checkpoint_can_hold_is_said_before_any_training(folder: Path, agent: str) -> None:
+    config = RunConfig(method=f"their_package.agents:{agent}")
+    line = f"the state_dict of {config.method} can't be kept in a checkpoint"
+    with pytest.raises(UserError, match=line):
         make_game(config, digits(), "cpu")
 
 
