@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, vmap
 
 from routing_marl.errors import UserError
-from routing_marl.grouped import group, grouped_linear
+from routing_marl.grouped import group, grouped_linear, sparse_rows
 from routing_marl.synchronisation import may_wait
 
 Parameters = Mapping[str, Tensor]
@@ -194,9 +194,7 @@ class _TakeRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
-        # Without the check of invariants, which would wait for the device.
-        sparse = torch.sparse_coo_tensor(rows[None], gradient.contiguous(), ctx.shape, check_invariants=False)
-        return sparse, None
+        return sparse_rows(rows, gradient.contiguous(), ctx.shape), None
 
 
 def _tiles(block: Int[Tensor, " decision"], n_blocks: int) -> tuple[Tensor, Tensor, Tensor]:

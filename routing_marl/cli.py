@@ -133,7 +133,7 @@ class Compare(Play):
     resume: bool = True
     """Keep finished runs that are in the output folder, and go on with unfinished ones."""
     workers: int | None = None
-    """Runs at a time; by default one per core, or one on a GPU."""
+    """Runs at a time; by default one per core, on a GPU at most one per 4 GiB of its memory."""
     ray: str | None = None
     """Run on a Ray cluster: auto for the one of this machine, its address, or local for a new one on this machine."""
     gpus_per_run: float = 0.0

@@ -1,5 +1,6 @@
 """``routing-marl compare``: which runs, the table of what came out, and the pictures."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,10 @@ from routing_marl.units import Runner, load_suite
 
 _MOST_ROUTES = 20
 """Methods whose routes are drawn: a picture of hundreds is no use, and no size that can be drawn."""
+
+
+_GPU_BYTES_PER_RUN = 2**32
+"""A run keeps its host busy and the GPU idle for most of the time, so runs share one, as many as it can hold."""
 
 
 class SuiteFacts(NamedTuple):
@@ -119,9 +124,15 @@ def _runner(options: "cli.Compare", n_runs: int) -> Runner:
     if options.gpus_per_run:
         raise UserError(f"gpus-per-run is {options.gpus_per_run:g}; it needs --ray")
     cores = torch.get_num_threads()
-    on_gpu = pick_device(options.device).startswith("cuda")
-    workers = options.workers or (1 if on_gpu else min(cores, n_runs))
+    workers = options.workers or min(cores, n_runs, _room_for_runs(pick_device(options.device)))
     return local_runner(workers, options.threads or max(1, cores // workers))
+
+
+def _room_for_runs(device: str) -> int:
+    """Runs at a time that the device has memory for, at least one."""
+    if not device.startswith("cuda"):
+        return sys.maxsize
+    return max(1, torch.cuda.get_device_properties(device).total_memory // _GPU_BYTES_PER_RUN)
 
 
 def _check(configs: Sequence[RunConfig]) -> list[SuiteFacts]:

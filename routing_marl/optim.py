@@ -1,6 +1,6 @@
 """Adam (Kingma and Ba, arXiv 1412.6980) that touches only the blocks that were taken."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ class RowAdam:
             rows: list[tuple[Tensor, ...]] = []
             gradients: list[Tensor] = []
             dense_steps: list[Tensor] = []
+            unseen: list[nn.Parameter] = []
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is None:
@@ -73,11 +74,13 @@ class RowAdam:
                 elif may_wait(parameter.device):
                     self._add_rows(parameter, gradient, rows, gradients)
                 else:
-                    _update_gathered(parameter, gradient, self.state[parameter], group)
+                    unseen.append(parameter)
             if dense_steps:
                 torch._foreach_add_(dense_steps, 1)
             if rows:
                 _update(rows, gradients, group)
+            if unseen:
+                _update_gathered(unseen, [self.state[parameter] for parameter in unseen], group)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, step counts and settings, in the form of torch's optimizers: parameters are numbered."""
@@ -173,31 +176,65 @@ def sum_rows(
     Returns:
         The indices, each once, then ``n_rows - 1`` for what is left over; and the sums, zero for what is left over.
     """
+    rows, slot = _slots(index, n_rows)
+    return rows, _sums(values, rows, slot)
+
+
+def _slots(index: Int[Tensor, " entry"], n_rows: int) -> tuple[Int[Tensor, " row"], Int[Tensor, " entry"]]:
+    """The rows of ``sum_rows``, and each entry's place among them."""
     ordered, order = index.sort(stable=True)
     slot = torch.zeros_like(ordered)
     slot[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    size = min(len(index), n_rows)
-    rows = index.new_full((size,), n_rows - 1).scatter_(0, slot, ordered)
-    sums = values.new_zeros((size, *values.shape[1:]))
-    # index_add_ takes the entries in their own order: the slots are put back into it rather than the values moved.
-    return rows, sums.index_add_(0, torch.empty_like(slot).scatter_(0, order, slot), values)
+    rows = index.new_full((min(len(index), n_rows),), n_rows - 1).scatter_(0, slot, ordered)
+    # The sums take the entries in their own order: the slots are put back into it rather than the values moved.
+    return rows, torch.empty_like(slot).scatter_(0, order, slot)
 
 
-def _update_gathered(parameter: nn.Parameter, sparse: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    """Elsewhere: gather, update, scatter, without knowing the rows on the host."""
-    rows, gradient = sum_rows(sparse._indices()[0], sparse._values(), len(parameter))
+def _sums(
+    values: Float[Tensor, "entry ..."], rows: Int[Tensor, " row"], slot: Int[Tensor, " entry"]
+) -> Float[Tensor, "row ..."]:
+    return values.new_zeros((len(rows), *values.shape[1:])).index_add_(0, slot, values)
+
+
+def _update_gathered(
+    parameters: Sequence[nn.Parameter], states: Sequence[dict[str, Tensor]], group: dict[str, Any]
+) -> None:
+    """Elsewhere: gather, update, scatter, without knowing the rows on the host.
+
+    There the host is what takes the time, and each operator costs it the same: parameters of a layer, whose rows are
+    the same, share the search for them, and all share the arithmetic.
+    """
+    slots: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+    rows, gradients = [], []
+    for parameter in parameters:
+        gradient = parameter.grad
+        assert gradient is not None
+        index = gradient._indices()[0]
+        key = index.data_ptr(), len(index), len(parameter)
+        if key not in slots:
+            slots[key] = _slots(index, len(parameter))
+        rows.append(slots[key][0])
+        gradients.append(_sums(gradient._values(), *slots[key]))
+    columns = [(p.detach(), s["exp_avg"], s["exp_avg_sq"], s["step"]) for p, s in zip(parameters, states, strict=True)]
+    taken = [[column.index_select(0, r) for column in own] for own, r in zip(columns, rows, strict=True)]
+    weights, first, second, steps = (list(column) for column in zip(*taken, strict=True))
     beta1, beta2 = group["betas"]
-    per_row = (-1, *[1] * (parameter.dim() - 1))
-    step = state["step"].index_select(0, rows) + 1
-    first = state["exp_avg"].index_select(0, rows).lerp_(gradient, 1 - beta1)
-    second = state["exp_avg_sq"].index_select(0, rows).mul_(beta2)
-    second.addcmul_(gradient, gradient, value=1 - beta2)
-    scale = second.div((1 - beta2**step).view(per_row)).sqrt_().add_(group["eps"])
-    change = first / scale * (group["lr"] / (1 - beta1**step)).view(per_row)
-    for target, new in (
-        (state["step"], step),
-        (state["exp_avg"], first),
-        (state["exp_avg_sq"], second),
-        (parameter, parameter.index_select(0, rows) - change),
-    ):
-        target.index_copy_(0, rows, new)
+    torch._foreach_add_(steps, 1)
+    torch._foreach_lerp_(first, gradients, 1 - beta1)
+    torch._foreach_mul_(second, beta2)
+    torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+    # lr m / c1 / (sqrt(v / c2) + eps), whose corrections c differ from row to row: all rows' in one tensor.
+    step = torch.cat(steps)
+    root2 = (1 - beta2**step).sqrt_()
+    sizes = [len(s) for s in steps]
+    rates = (group["lr"] * root2 / (1 - beta1**step)).split(sizes)
+    epsilons = (group["eps"] * root2).split(sizes)
+    above, below = [], torch._foreach_sqrt(second)
+    for moment, root, rate, epsilon in zip(first, below, rates, epsilons, strict=True):
+        per_row = (-1, *[1] * (moment.dim() - 1))
+        above.append(moment * rate.view(per_row))
+        root += epsilon.view(per_row)
+    torch._foreach_addcdiv_(weights, above, below, -1)
+    for own, new, r in zip(columns, zip(weights, first, second, steps, strict=True), rows, strict=True):
+        for target, value in zip(own, new, strict=True):
+            target.index_copy_(0, r, value)

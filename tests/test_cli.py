@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 from test_image_folders import write_tasks
 from test_training import one_thread, tiny_arrays, write_tiny_npz  # noqa: F401 (a fixture)
 
-from routing_marl import compare_command, training
+from routing_marl import cli, compare_command, training
 from routing_marl.checkpoints import read_checkpoint
 from routing_marl.cli import COMMANDS, main
 from routing_marl.data import DATA_SETS
@@ -484,6 +485,18 @@ def test_half_a_data_file(run, in_an_empty_folder, tmp_path):
     code, _, err = run("train", "--suite", tmp_path / "half.npz", "--out", "out")
     assert code == 2 and re.fullmatch(r"routing-marl: .*half\.npz: not a readable \.npz file.*\n", err)
     assert left_behind(in_an_empty_folder) == []
+
+
+@pytest.mark.parametrize(("gib", "workers"), [(80, 4), (8, 2), (2, 1)])
+def test_runs_share_a_gpu_as_far_as_its_memory_goes(gib, workers, monkeypatch):
+    gpu = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(compare_command, "pick_device", lambda device: device)
+    monkeypatch.setattr(compare_command, "local_runner", lambda workers, threads: (workers, threads))
+    assert compare_command._runner(cli.Compare(device="cuda"), 21) == (workers, 4 // workers)
+    assert compare_command._runner(cli.Compare(device="cpu"), 21) == (4, 1)
+    assert compare_command._runner(cli.Compare(device="cuda", workers=3), 21) == (3, 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
