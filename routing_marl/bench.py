@@ -92,7 +92,7 @@ def door_over_engine(settings: Settings) -> Iterator[Figure]:
     """The PettingZoo door over the engine's own loop, and the door alone on small images."""
     engine = fc_engine(settings)
     env = RoutingParallelEnv(fc_engine(settings))
-    routes = per_task(20, 3, 20)
+    routes = per_task(20, 3, 20).to(settings.device)
     steps: dict[str, Step] = {
         "engine": partial(_engine_episode, engine, routes),
         "door": partial(_door_episode, env, routes.tolist()),

@@ -123,8 +123,8 @@ def _runner(options: "cli.Compare", n_runs: int) -> Runner:
         return ray_runner(options.ray, options.threads or 1, options.gpus_per_run)
     if options.gpus_per_run:
         raise UserError(f"gpus-per-run is {options.gpus_per_run:g}; it needs --ray")
-    cores = torch.get_num_threads()
-    workers = options.workers or min(cores, n_runs, _room_for_runs(pick_device(options.device)))
+    cores, device = torch.get_num_threads(), pick_device(options.device)
+    workers = options.workers or min(cores, n_runs, _room_for_runs(device))
     return local_runner(workers, options.threads or max(1, cores // workers))
 
 

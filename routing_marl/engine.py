@@ -440,15 +440,17 @@ def _looked_up(
 ) -> tuple[Int[Tensor, "episode task"], Bool[Tensor, "episode task"]]:
     """The actions, and whether each is legal; looks at shapes and types only, which no device has to be waited for."""
     shape, n_actions = mask.shape[:2], mask.shape[2]
-    wrong = f"a {type(actions).__name__}"
+    wrong, on = f"a {type(actions).__name__}", ""
     if isinstance(actions, Tensor):
         wrong = f"{list(actions.shape)} of {actions.dtype}"
-        if actions.shape == shape and actions.dtype in _WHOLE:
+        if actions.device != mask.device:
+            wrong, on = f"{wrong} on {actions.device}", f", on {mask.device}"
+        elif actions.shape == shape and actions.dtype in _WHOLE:
             # A copy: a client's inference tensor could not be kept for the backward pass.
             choice = actions.long().clone()
             try:
                 return choice, mask.gather(-1, choice[..., None])[..., 0]
             except RuntimeError:
                 wrong = f"from {int(choice.min())} to {int(choice.max())}"
-    right = f"a tensor of whole numbers from 0 to {n_actions - 1}, of shape {list(shape)} (episode, task)"
+    right = f"a tensor of whole numbers from 0 to {n_actions - 1}, of shape {list(shape)} (episode, task){on}"
     raise UserError(f"the actions are {wrong}; they must be {right}")

@@ -74,9 +74,10 @@ class Minibatches:
         # keeps its columns, so what is incomplete lies behind `length` and is cut off.
         padded = max(-(-length // size) * size for size in sizes)
         generator = self._stream.generator
-        random = torch.rand(len(sizes), padded, dtype=torch.float64, generator=generator, device=generator.device).to(
-            self._sizes.device
-        )
+        random = torch.rand(len(sizes), padded, dtype=torch.float64, generator=generator, device=generator.device)
+        if self._sizes.is_cuda and not random.is_cuda:
+            random = random.pin_memory()  # else the host would wait for the copy
+        random = random.to(self._sizes.device, non_blocking=True)
         passes = torch.arange(padded, device=self._sizes.device) // self._sizes[:, None]
         order = (passes + random).argsort(dim=1, stable=True)[:, :length]
         return (self._split.offset[:-1, None] + order % self._sizes[:, None]).int()

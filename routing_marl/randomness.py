@@ -1,5 +1,6 @@
 """One random stream per engine and per agent, none global."""
 
+import hashlib
 from typing import Any
 
 import torch
@@ -46,8 +47,12 @@ class RandomStream:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a position that ``state_dict`` returned."""
-        self.generator.set_state(state["generator"].cpu())
+        """Goes on from a position that ``state_dict`` returned; one of another kind of device is only a seed here."""
+        position = state["generator"].cpu()
+        if len(position) == len(self.generator.get_state()):
+            self.generator.set_state(position)
+        else:
+            self.reseed(int.from_bytes(hashlib.sha256(position.numpy().tobytes()).digest()[:7], "big"))
 
     def __getstate__(self) -> dict[str, Any]:
         state = None if self._generator is None else self._generator.get_state()

@@ -493,10 +493,11 @@ def test_runs_share_a_gpu_as_far_as_its_memory_goes(gib, workers, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(compare_command, "pick_device", lambda device: device)
-    monkeypatch.setattr(compare_command, "local_runner", lambda workers, threads: (workers, threads))
-    assert compare_command._runner(cli.Compare(device="cuda"), 21) == (workers, 4 // workers)
-    assert compare_command._runner(cli.Compare(device="cpu"), 21) == (4, 1)
-    assert compare_command._runner(cli.Compare(device="cuda", workers=3), 21) == (3, 1)
+    asked = []
+    monkeypatch.setattr(compare_command, "local_runner", lambda *given: asked.append(given) or list)
+    for options in (cli.Compare(device="cuda"), cli.Compare(device="cpu"), cli.Compare(device="cuda", workers=3)):
+        compare_command._runner(options, 21)
+    assert asked == [(workers, 4 // workers), (4, 1), (3, 1)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -678,6 +678,9 @@ def test_actions_that_are_none_are_refused_in_a_line(actions, wrong):
     right = r"they must be a tensor of whole numbers from 0 to 3, of shape \[2, 3\] \(episode, task\)"
     with pytest.raises(UserError, match=f"^the actions are {wrong}; {right}$"):
         _looked_up(actions, mask)
+    elsewhere = torch.zeros(2, 3, dtype=torch.long, device="meta")
+    with pytest.raises(UserError, match=rf"^the actions are \[2, 3\] of torch.int64 on meta; {right}, on cpu$"):
+        _looked_up(elsewhere, mask)
 
 
 def test_a_refused_action_changes_nothing():

@@ -112,3 +112,16 @@ def test_a_run_learns_and_can_be_resumed(method, suite, tmp_path) -> None:
     train(replace(config, epochs=12), tmp_path / "parts", suite=suite)
     resumed = train(config, tmp_path / "parts", resume=True, suite=suite)
     assert resumed.epoch == 30 and resumed.engine.updates == whole.engine.updates
+
+
+@pytest.mark.parametrize("method", PLAYABLE)
+@pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_checkpoint_goes_on_and_is_measured_on_another_device(method, first, then, suite, tmp_path, fp32) -> None:
+    config = RunConfig(method, "bright", epochs=1, engine=EngineConfig(instances=4))
+    losses = []
+    for device in (first, then):
+        run = train(replace(config, device=device), tmp_path, resume=True, suite=suite)
+        losses.append(evaluate(run.engine, run.agent, "test").metrics.loss.cpu())
+    if method != "random":  # whose routes are drawn anew
+        torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
+    assert train(replace(config, epochs=2, device=then), tmp_path, resume=True, suite=suite).epoch == 2

@@ -650,9 +650,13 @@ def test_devices_that_do_not_exist_are_refused(device):
 def test_nobody_learns_from_being_evaluated(split, npz):
     run = Run(RunConfig(suite=str(npz), epochs=1))
     run.train_epoch()
-    before = pickle.dumps([*(p.detach().numpy() for p in run.engine.network.state_dict().values()), run.engine.updates])
+    before = pickle.dumps(
+        [*(p.detach().cpu().numpy() for p in run.engine.network.state_dict().values()), run.engine.updates]
+    )
     evaluate(run.engine, run.agent, split)
-    after = pickle.dumps([*(p.detach().numpy() for p in run.engine.network.state_dict().values()), run.engine.updates])
+    after = pickle.dumps(
+        [*(p.detach().cpu().numpy() for p in run.engine.network.state_dict().values()), run.engine.updates]
+    )
     assert before == after
 
 
