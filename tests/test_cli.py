@@ -209,7 +209,9 @@ def test_a_loss_that_is_no_number_is_one_line(npz, run, inline):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_evaluate_repeats_what_training_measured(split, trained, run, in_an_empty_folder):
-    code, out, err = run("evaluate", trained / "checkpoint.pt", "--split", split, "--json", "tasks.json")
+    code, out, err = run(
+        "evaluate", trained / "checkpoint.pt", "--split", split, "--json", "tasks.json", "--device", "cpu"
+    )
     assert (code, err) == (0, "") and f"wpl on {split}, epoch 1" in out
     tasks = json.loads((in_an_empty_folder / "tasks.json").read_text())
     assert list(tasks) == ["below", "corner", "quarter"]

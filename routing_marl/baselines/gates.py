@@ -29,24 +29,24 @@ class Noise(nn.Module):
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
     @property
-    def generator(self) -> torch.Generator:
-        """The generator, where the network is."""
+    def stream(self) -> RandomStream:
+        """The stream, where the network is."""
         if self._stream is None or self._stream.generator.device != self._place.device:
             self._stream = RandomStream(self._seed, self._place.device)
-        return self._stream.generator
+        return self._stream
 
     def uniform(self, *shape: int) -> Tensor:
         """Numbers between 0 and 1, neither of them included."""
         least = torch.finfo(torch.float32).tiny
-        return torch.rand(shape, generator=self.generator, device=self._place.device).clamp(min=least)
+        return torch.rand(shape, generator=self.stream.generator, device=self._place.device).clamp(min=least)
 
     def get_extra_state(self) -> Tensor:
         """The position in the stream."""
-        return self.generator.get_state()
+        return self.stream.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Goes on from there."""
-        self.generator.set_state(state.cpu())
+        self.stream.load_state_dict({"generator": state})
 
 
 class TaskGate(nn.Module):
