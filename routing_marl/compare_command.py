@@ -35,7 +35,6 @@ from routing_marl.units import Runner, load_suite
 _MOST_ROUTES = 20
 """Methods whose routes are drawn: a picture of hundreds is no use, and no size that can be drawn."""
 
-
 _GPU_BYTES_PER_RUN = 2**32
 """A run keeps its host busy and the GPU idle for most of the time, so runs share one, as many as it can hold."""
 
