@@ -52,6 +52,7 @@ def test_reproduction() -> None:
     assert found["CIFAR-MTL: wpl - task_specific_1_fc"][1] > 1  # intervals that exclude zero
     assert abs(found["CIFAR-MTL: wpl - task_specific_all_fc"][0]) < 1
     assert abs(found["paper_mini_imagenet, accuracy: wpl - task_specific_all_fc"][0]) < 1
+    assert found["agents: wpl - single_agent"][1] > 1
     assert found["all images: wpl - random_fixed"][1] > 20
     assert abs(found["few images: wpl - task_specific_all_fc"][0]) < 1  # equally tuned
     assert found["few images: wpl - random_fixed"][1] > 20
