@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_training import PLAYABLE
 
 from routing_marl.agents import FixedRoutes, per_task
 from routing_marl.assembly import make_game
 from routing_marl.config import EngineConfig, NetworkConfig, RunConfig
 from routing_marl.engine import RoutingEngine
 from routing_marl.evaluation import evaluate
-from routing_marl.methods import METHODS
 from routing_marl.network import routing_all_fc
 from routing_marl.rows import MEAN_TASK
 from routing_marl.suites import TaskSuite
@@ -21,7 +21,6 @@ from routing_marl.training import play_episode, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
-PLAYABLE = [name for name in METHODS if name != "oracle"]  # whose suite must know its clusters
 N_TASKS = 4
 
 
